@@ -1,0 +1,52 @@
+# One command for each thing that one does here. Every target makes .venv, or renews it when pyproject.toml changed.
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+ROOMS := agent guest handlers host protocol
+
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+.PHONY: help demo run test check bench proto venv clean bytecode
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo '  PYTHON=python3.12 chooses the interpreter; ARGS="..." is passed on by run, test and bench.'
+
+demo: bytecode ## start an agent, talk to it with arcboxctl, stop it
+	@tools/demo
+
+run: bytecode ## the agent in the foreground, clock and power off
+	@tools/run $(ARGS)
+
+test: bytecode ## all tests: make test ARGS="-k frames"
+	@tools/debian-packages mkfs.ext4=e2fsprogs mkfs.btrfs=btrfs-progs losetup=mount
+	@$(BIN)/pytest $(ARGS)
+
+check: $(VENV)/.installed ## linters, types, arrows between rooms, stale generated files
+	@tools/check
+
+bench: bytecode ## speed and memory beside their floors: make bench ARGS=--json
+	@tools/debian-packages --optional qemu-ga=qemu-guest-agent
+	@$(BIN)/python -m bench $(ARGS)
+
+proto: $(VENV)/.installed ## generate protocol/proto/*_pb2.py and .pyi
+	@tools/proto . && echo "generated: $$(echo protocol/proto/*_pb2.*)"
+
+venv: $(VENV)/.installed ## only make .venv
+	@echo "$(VENV) is ready"
+
+clean: ## remove .venv and everything that was generated and is not committed
+	@rm -rf $(VENV) .run build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Agents start fast only from compiled modules, and where PYTHONDONTWRITEBYTECODE is set nothing else writes them.
+bytecode: $(VENV)/.installed
+	@$(BIN)/python -m compileall -q $(ROOMS)
+
+$(VENV)/.installed: pyproject.toml tools/venv
+	@tools/venv $(PYTHON) $(VENV)
+	@touch $@

@@ -1,0 +1,1 @@
+"""Speed and memory of the agent, beside their floors."""

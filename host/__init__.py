@@ -1,0 +1,1 @@
+"""The other end: a client for harnesses, a command line, a pytest plugin."""

@@ -1,0 +1,1 @@
+"""The pytest plugin; its fixtures come with the client."""

@@ -1,0 +1,170 @@
+"""Frames: the V2 framing of the wire, as an incremental decoder and an encoder. No I/O here.
+
+A frame is, all integers big-endian::
+
+    length u32 | type u32 | trace length u16 | trace id (UTF-8) | payload
+
+`length` counts everything after itself. Two short forms are legal: length 4 has no trace field and an empty
+payload; length 5 has one byte left, too short for a trace field, which is the payload.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import NamedTuple
+
+from protocol.errors import FrameError, FrameTooLargeError, LocalProtocolError, MalformedFrameError
+
+Buffer = bytes | bytearray | memoryview
+
+_HEADER = Struct(">IIH")
+_LENGTH_SIZE = 4
+_TYPE_SIZE = 4
+_FIXED_SIZE = _HEADER.size - _LENGTH_SIZE  # what `length` counts besides the trace id and the payload
+
+MAX_TRACE_ID = 0xFFFF
+"""Bytes of UTF-8 that the trace field can hold."""
+
+MAX_LENGTH = 0xFFFF_FFFF
+"""The largest value of the length field."""
+
+DEFAULT_MAX_FRAME = 16 * 1024 * 1024
+"""The default inbound limit on the length field, in bytes."""
+
+
+class Frame(NamedTuple):
+    """One whole frame. A tuple because frames are the hot path: it is built, read once and dropped."""
+
+    type: int
+    """The message type as it was sent: it may be none of `MessageType`."""
+
+    trace_id: str
+    """Empty when the sender gave none, or one that is not UTF-8."""
+
+    payload: bytes
+
+
+class FrameDecoder:
+    """Turns a byte stream, cut anywhere, into frames.
+
+    A peer's fault ends the stream for good: `feed` still returns the whole frames before it, `fault` says
+    what it was, and any later `feed` raises it. Nothing of the size that a header merely claims is ever
+    allocated: only bytes that have come are kept, and a length above the limit is a fault as soon as its
+    four bytes are there.
+    """
+
+    def __init__(self, max_frame: int = DEFAULT_MAX_FRAME) -> None:
+        """`max_frame` is the largest value, in bytes, that the length field may have."""
+        self._max_frame = max_frame
+        self._partial = bytearray()
+        self._needed = 0
+        self.fault: FrameError | None = None
+
+    @property
+    def has_partial(self) -> bool:
+        """Whether a frame was begun that is not whole yet."""
+        return bool(self._partial)
+
+    def feed(self, data: Buffer) -> list[Frame]:
+        """Take the next bytes of the stream and return the frames that they complete, in order.
+
+        Raises:
+            FrameError: an earlier call met a fault.
+        """
+        if self.fault is not None:
+            raise self.fault
+        if self._partial:
+            self._partial += data
+            if len(self._partial) < self._needed:
+                return []
+            data, self._partial = memoryview(self._partial), bytearray()
+        frames: list[Frame] = []
+        position, end = 0, len(data)
+        max_frame, unpack_header, make_frame = self._max_frame, _HEADER.unpack_from, Frame._make
+        while position < end:
+            if position + _HEADER.size <= end:
+                length, message_type, trace_size = unpack_header(data, position)
+                trace_start = position + _HEADER.size
+                payload_start = trace_start + trace_size
+                frame_end = position + _LENGTH_SIZE + length
+                if _FIXED_SIZE <= length <= max_frame and payload_start <= frame_end <= end:
+                    try:
+                        trace_id = str(data[trace_start:payload_start], "utf-8")
+                    except UnicodeDecodeError:
+                        trace_id = ""
+                    payload = bytes(data[payload_start:frame_end])
+                    frames.append(make_frame((message_type, trace_id, payload)))
+                    position = frame_end
+                    continue
+            short_form = self._judge(bytes(data[position : position + _HEADER.size]), end - position)
+            if short_form is None:
+                break
+            frames.append(short_form)
+            position += _LENGTH_SIZE + _TYPE_SIZE + len(short_form.payload)
+        if position < end and self.fault is None:
+            self._partial += data[position:]
+        return frames
+
+    def _judge(self, head: bytes, available: int) -> Frame | None:
+        """Say what it is that is no whole frame in its full form.
+
+        Args:
+            head: its first bytes, as many of a header's size as have come.
+            available: how many bytes of it have come.
+
+        Returns:
+            The frame, if it is a whole one in a short form. If None, either there is a `fault`, or it pays to
+            look again once `_needed` bytes have come.
+        """
+        self._needed = _LENGTH_SIZE
+        if available < _LENGTH_SIZE:
+            return None
+        length = int.from_bytes(head[:_LENGTH_SIZE])
+        self._needed += length
+        if length > self._max_frame:
+            self.fault = FrameTooLargeError(f"frame of {length} bytes is over the limit of {self._max_frame} bytes")
+        elif length < _TYPE_SIZE:
+            self.fault = MalformedFrameError(f"malformed frame: length {length} has no room for a type")
+        elif length < _FIXED_SIZE:
+            if available >= self._needed:
+                message_type = int.from_bytes(head[_LENGTH_SIZE : _LENGTH_SIZE + _TYPE_SIZE])
+                return Frame(message_type, "", head[_LENGTH_SIZE + _TYPE_SIZE : self._needed])
+        elif available < _HEADER.size:  # a trace length is judged as soon as it is there
+            self._needed = _HEADER.size
+        else:
+            trace_size = int.from_bytes(head[_LENGTH_SIZE + _TYPE_SIZE :])
+            if trace_size > length - _FIXED_SIZE:
+                self.fault = MalformedFrameError(
+                    f"malformed frame: a trace id of {trace_size} bytes runs past a frame of length {length}"
+                )
+        return None
+
+
+def encode_header(message_type: int, trace_id: str, payload_size: int) -> bytes:
+    """The bytes of a frame before its payload, for payloads that are sent from where they lie.
+
+    Args:
+        message_type: the type field.
+        trace_id: the trace id, at most `MAX_TRACE_ID` bytes of UTF-8.
+        payload_size: how many bytes of payload will follow.
+
+    Raises:
+        LocalProtocolError: the trace id has lone surrogates, or does not fit its length field, or the payload
+            does not.
+    """
+    try:
+        trace = trace_id.encode()
+    except UnicodeEncodeError as error:
+        raise LocalProtocolError(f"the trace id {trace_id!r} can't be said in UTF-8") from error
+    trace_size = len(trace)
+    length = _FIXED_SIZE + trace_size + payload_size
+    if trace_size > MAX_TRACE_ID:
+        raise LocalProtocolError(f"a trace id has at most {MAX_TRACE_ID} bytes, this one has {trace_size}")
+    if length > MAX_LENGTH:
+        raise LocalProtocolError(f"a payload of {payload_size} bytes does not fit the length field of a frame")
+    return _HEADER.pack(length, message_type, trace_size) + trace
+
+
+def encode_frame(message_type: int, trace_id: str, payload: bytes = b"") -> bytes:
+    """One whole frame. Raises `LocalProtocolError` as `encode_header` does."""
+    return encode_header(message_type, trace_id, len(payload)) + payload

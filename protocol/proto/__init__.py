@@ -1,0 +1,1 @@
+"""The `.proto` files, and the modules that `make proto` generates from them."""
