@@ -1,0 +1,132 @@
+"""Opening files without waiting for storage, where all that it takes is in memory.
+
+To open a file in a thread takes longer than to send a megabyte of it. Where the kernel has path, inode and pages at
+hand, no thread is needed; whether it has, it can be asked without waiting, but not of every file system: one that is
+served by somebody else (virtiofs, NFS, FUSE) may wait for that somebody whatever is asked of it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import stat
+from functools import cache
+from pathlib import Path
+from struct import Struct
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from attrs import define, field
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_LOCAL: Final = frozenset({"btrfs", "ext2", "ext3", "ext4", "erofs", "f2fs", "ramfs", "squashfs", "tmpfs", "xfs"})
+"""File systems whose inodes, once in memory, need nobody else."""
+
+_MOST_MOUNTS: Final = 1024
+"""Remembered; mounts come and go, and their ids are never used again."""
+
+_SYS_OPENAT2: Final = 437
+"""On all architectures."""
+
+_OPEN_HOW: Final = Struct("=QQQ")
+"""struct open_how of openat2(2): flags, mode, resolve."""
+
+_RESOLVE_CACHED: Final = 0x20
+"""Since Linux 5.12: EAGAIN rather than waiting for a directory to be read."""
+
+_AT_FDCWD: Final = -100
+_AT_EMPTY_PATH: Final = 0x1000
+_AT_STATX_DONT_SYNC: Final = 0x4000
+_STATX_TYPE_AND_MODE: Final = 0x3
+_STATX_MNT_ID: Final = 0x1000
+_STATX_MNT_ID_UNIQUE: Final = 0x4000
+"""Since Linux 6.8. The ids of before were used again, for mounts of any other kind."""
+
+_STATX: Final = Struct("=I 24x H 114x Q")
+"""struct statx(2), as far as it is needed: mask, mode, mount id."""
+
+_STATX_SIZE: Final = 256
+
+
+class _Status(NamedTuple):
+    mode: int
+    mount: int
+
+
+@define(eq=False)
+class CachedFiles:
+    """Opens files of local file systems; it knows those that files were opened on before."""
+
+    _is_local: dict[int, bool] = field(init=False, factory=dict)
+    """By mount id."""
+
+    def open(self, path: bytes) -> int | None:
+        """Open a regular file for reading; None when that would be an error, or may take waiting.
+
+        Args:
+            path: the file, without a zero byte; symbolic links are followed.
+        """
+        handle = _open_cached(path)
+        if handle is None:
+            return None
+        try:
+            status = _status(handle, _STATX_MNT_ID_UNIQUE)
+            if status is None or not self._is_local.get(status.mount) or not stat.S_ISREG(status.mode):
+                return None
+            return os.open(f"/proc/self/fd/{handle}", os.O_RDONLY)
+        except OSError:
+            return None
+        finally:
+            os.close(handle)
+
+    def learn(self, descriptor: int) -> bool:
+        """Whether an open file is of a local file system, which is remembered. May wait for storage."""
+        status = _status(descriptor, _STATX_MNT_ID_UNIQUE)
+        if status is None:
+            return False
+        if status.mount not in self._is_local:
+            now = _status(descriptor, _STATX_MNT_ID)  # what mountinfo calls it, for as long as the file is open
+            if len(self._is_local) >= _MOST_MOUNTS:
+                self._is_local.clear()
+            self._is_local[status.mount] = now is not None and _kind_of_mount(now.mount) in _LOCAL
+        return self._is_local[status.mount]
+
+
+def _kind_of_mount(mount: int) -> str:
+    """The type of the file system of a mount; empty for one that is not seen from here. See proc_pid_mountinfo(5)."""
+    for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n"):
+        if line.startswith(b"%d " % mount):
+            return line.partition(b" - ")[2].split(b" ")[0].decode()
+    return ""
+
+
+def _open_cached(path: bytes) -> int | None:
+    how = _OPEN_HOW.pack(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_CACHED)
+    descriptor = _syscall()(_SYS_OPENAT2, _AT_FDCWD, path, how, len(how))
+    return descriptor if descriptor >= 0 else None
+
+
+def _status(descriptor: int, kind_of_id: int) -> _Status | None:
+    """What the kernel has at hand on an open file; None where it does not know that kind of mount id."""
+    buffer = ctypes.create_string_buffer(_STATX_SIZE)
+    flags, mask = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, _STATX_TYPE_AND_MODE | kind_of_id
+    if _statx()(descriptor, b"", flags, mask, buffer) != 0:
+        return None
+    known, mode, mount = _STATX.unpack_from(buffer)
+    return _Status(mode, mount) if known & mask == mask else None
+
+
+@cache
+def _syscall() -> Callable[[int, int, bytes, bytes, int], int]:
+    syscall = ctypes.CDLL(None).syscall
+    syscall.restype = ctypes.c_long
+    syscall.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t)
+    return syscall
+
+
+@cache
+def _statx() -> Callable[[int, bytes, int, int, ctypes.Array[ctypes.c_char]], int]:
+    statx = ctypes.CDLL(None).statx
+    statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p)
+    return statx

@@ -1,0 +1,122 @@
+"""The kernel's page cache: is a part of a file there, and how it gets there.
+
+It is asked through a shared mapping. Nothing looks at the mapping's bytes: a page that was cut off meanwhile would kill
+the process (SIGBUS).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from functools import cache
+from mmap import MAP_SHARED, PAGESIZE, PROT_READ, mmap
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_MADV_POPULATE_READ: Final = 22
+"""madvise(2), since Linux 5.14; the mmap module of Python 3.11 has no name for it."""
+
+_READ_AHEAD: Final = 1024 * 1024
+"""Bytes per read(2), where that takes the place of madvise(2)."""
+
+
+def is_resident(descriptor: int, offset: int, length: int) -> bool:
+    """Whether a part of a file is certain to be in the page cache. Never waits for storage.
+
+    Raises:
+        OSError: the file can't be mapped.
+    """
+    if not _may_see_the_cache(descriptor):
+        return False
+    mapping = _map(descriptor, offset, length)
+    if mapping is None:
+        return False
+    with mapping:
+        return _all_cached(mapping)
+
+
+def make_resident(descriptor: int, offset: int, length: int) -> bool:
+    """Bring a part of a file into the page cache; says whether all of it was there to be read.
+
+    Raises:
+        OSError: the file can't be mapped or read.
+    """
+    mapping = _map(descriptor, offset, length)
+    if mapping is None:
+        return False
+    with mapping:
+        if _may_see_the_cache(descriptor) and _all_cached(mapping):
+            return True
+        failure = _populate(mapping)
+    if failure in (errno.EINVAL, errno.EFAULT):  # an old kernel, or pages that are gone or broken: read(2) knows which
+        return _read_ahead(descriptor, offset, length)
+    if failure:
+        raise OSError(failure, os.strerror(failure))
+    return True
+
+
+def _may_see_the_cache(descriptor: int) -> bool:
+    """Whether mincore(2) tells the truth: of a file that its caller may not write, it says that all is resident."""
+    return os.access(f"/proc/self/fd/{descriptor}", os.W_OK, effective_ids=True)
+
+
+def _map(descriptor: int, offset: int, length: int) -> mmap | None:
+    """A shared mapping of the pages that a part of a file is on; None when the file is shorter by now."""
+    lead = offset % PAGESIZE
+    try:
+        return mmap(descriptor, lead + length, MAP_SHARED, PROT_READ, offset=offset - lead)
+    except ValueError:
+        return None
+
+
+def _all_cached(mapping: mmap) -> bool:
+    """Whether the page cache has it all. mincore(2) asks for a third of the time that mapping the pages takes."""
+    libc, (address, size) = _libc(), _location(mapping)
+    pages = (ctypes.c_char * -(-size // PAGESIZE))()
+    return libc.mincore(address, size, pages) == 0 and b"\0" not in pages.raw
+
+
+def _populate(mapping: mmap) -> int:
+    """Read in what a mapping shows; returns an errno, or 0.
+
+    `mmap.madvise` would hold the interpreter lock for as long as the storage takes; ctypes lets go of it.
+    """
+    return ctypes.get_errno() if _libc().madvise(*_location(mapping), _MADV_POPULATE_READ) else 0
+
+
+def _read_ahead(descriptor: int, offset: int, length: int) -> bool:
+    """Read a part of a file, for what that does to the page cache; says whether all of it was there."""
+    scratch = memoryview(bytearray(min(_READ_AHEAD, length)))
+    end = offset + length
+    while offset < end:
+        count = os.preadv(descriptor, [scratch[: end - offset]], offset)
+        if count == 0:
+            return False
+        offset += count
+    return True
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+    return libc
+
+
+@cache
+def _as_read_buffer() -> Callable[..., int]:
+    """The way to an address that does not refuse read-only memory, as ctypes' own from_buffer does."""
+    function = ctypes.pythonapi.PyObject_AsReadBuffer
+    function.argtypes = (ctypes.py_object, ctypes.c_void_p, ctypes.c_void_p)
+    return function
+
+
+def _location(mapping: mmap) -> tuple[ctypes.c_void_p, int]:
+    """Where a mapping is, and its size in bytes."""
+    address, size = ctypes.c_void_p(), ctypes.c_ssize_t()
+    _as_read_buffer()(mapping, ctypes.byref(address), ctypes.byref(size))
+    return address, size.value
