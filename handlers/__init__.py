@@ -1,1 +1,45 @@
 """What a request does: one command class per request type, registered by message type."""
+
+from __future__ import annotations
+
+from ._command import (
+    Acknowledgement,
+    AnyCommand,
+    Command,
+    Context,
+    FileReply,
+    OpenFile,
+    QuickCommand,
+    ReplyStream,
+    StreamCommand,
+    UnaryCommand,
+)
+from ._errors import CommandError, error_reply
+from ._registry import Registry, Route
+from .disks import DiskTrim
+from .files import MmapReadFile
+from .power import Shutdown
+from .system import GetSystemInfo, Ping
+
+__all__ = [
+    "Acknowledgement",
+    "AnyCommand",
+    "Command",
+    "CommandError",
+    "Context",
+    "FileReply",
+    "OpenFile",
+    "QuickCommand",
+    "Registry",
+    "ReplyStream",
+    "Route",
+    "StreamCommand",
+    "UnaryCommand",
+    "default_registry",
+    "error_reply",
+]
+
+
+def default_registry() -> Registry:
+    """The commands of the agent as it is shipped."""
+    return Registry([Ping, GetSystemInfo, MmapReadFile, DiskTrim, Shutdown])

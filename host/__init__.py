@@ -1,1 +1,52 @@
-"""The other end: a client for harnesses, a command line, a pytest plugin."""
+"""The other end: `AgentClient` for harnesses, the `arcboxctl` command, the pytest plugin.
+
+Names are imported when they are first used: pytest loads the plugin of this package at every start, and a harness
+that does not talk to an agent should not pay for Trio and protobuf.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from host.addresses import Address, UnixAddress, VsockAddress, parse_address
+    from host.client import AgentClient, connect
+    from host.errors import AgentError
+    from host.sessions import Completed, EventStream, ExecSession, Output, RunSession
+
+_HOMES = {
+    "Address": "addresses",
+    "AgentClient": "client",
+    "AgentError": "errors",
+    "Completed": "sessions",
+    "EventStream": "sessions",
+    "ExecSession": "sessions",
+    "Output": "sessions",
+    "RunSession": "sessions",
+    "UnixAddress": "addresses",
+    "VsockAddress": "addresses",
+    "connect": "client",
+    "parse_address": "addresses",
+}
+
+__all__ = [
+    "Address",
+    "AgentClient",
+    "AgentError",
+    "Completed",
+    "EventStream",
+    "ExecSession",
+    "Output",
+    "RunSession",
+    "UnixAddress",
+    "VsockAddress",
+    "connect",
+    "parse_address",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(import_module(f"host.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

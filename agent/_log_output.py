@@ -1,0 +1,44 @@
+"""Where log lines go: a file descriptor that may be gone, or full, and must not hold up the agent either way."""
+
+from __future__ import annotations
+
+import os
+import select
+from typing import Final
+
+_PATIENCE: Final = 50
+"""Milliseconds for a reader to make room. Not again until it has: whoever logs waits meanwhile, the event loop too."""
+
+
+class LogOutput:
+    """Writes whole lines to a descriptor that it does not own."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._room = select.poll()
+        self._room.register(descriptor, select.POLLOUT)
+        self._stalled = False
+        self._cut = False
+
+    def write(self, line: str) -> bool:
+        """Write a line, if there is room for it.
+
+        Returns:
+            Whether it was written. A line that was cut off is ended before the next one begins.
+        """
+        start = "\n" if self._cut else ""
+        data = f"{start}{line}\n".encode("utf-8", "backslashreplace")
+        sent = 0
+        try:
+            while sent < len(data) and self._wait_for_room():
+                # O_NONBLOCK would be set for everyone who shares standard error. A pipe with any room has this much.
+                sent += os.write(self._descriptor, data[sent : sent + select.PIPE_BUF])
+        except OSError:  # nobody is there to read it, and nowhere is left to say so
+            pass
+        written = sent == len(data)
+        self._cut = not written and (self._cut or sent > 0)
+        return written
+
+    def _wait_for_room(self) -> bool:
+        self._stalled = not self._room.poll(0 if self._stalled else _PATIENCE)
+        return not self._stalled

@@ -1,0 +1,119 @@
+"""The machine as probes see it: files, tools, vsock. Tests give them another one."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from fcntl import ioctl
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from attrs import Factory, frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_RUNTIME_DIRECTORY: Final = "/arcbox/runtime/bin"
+"""Where the guest image has tools of its own, which come first."""
+
+_SYSTEM_DIRECTORIES: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Looked through after PATH: a user's has no sbin."""
+
+_FIRST_LINE: Final = 100
+"""Characters of it that are kept."""
+
+
+class ToolError(Exception):
+    """A tool can't be run, or not within its deadline; the text says why."""
+
+
+def bind_vsock() -> None:
+    """Bind an AF_VSOCK socket, for a moment. Raises OSError where there is no AF_VSOCK."""
+    with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as probe:
+        probe.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
+
+
+def read_cid(device: Path) -> int:
+    """The CID of this machine, by /dev/vsock: vsock(7). Raises OSError where there is none."""
+    with device.open("rb") as opened:
+        answer = ioctl(opened, socket.IOCTL_VM_SOCKETS_GET_LOCAL_CID, bytes(4))
+    return int.from_bytes(answer, sys.byteorder)
+
+
+def file_limit() -> int:
+    """How many files this process may at most have open."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if hard == resource.RLIM_INFINITY else hard
+
+
+@frozen(kw_only=True)
+class Machine:
+    """What probes look at."""
+
+    root: Path = Path("/")
+    """Where the file system begins that they see."""
+
+    search_path: str = Factory(
+        lambda: os.pathsep.join((_RUNTIME_DIRECTORY, os.environ.get("PATH", os.defpath), _SYSTEM_DIRECTORIES))
+    )
+    """The directories that have tools."""
+
+    deadline: float = 2.0
+    """Seconds that a tool may run."""
+
+    bind_vsock: Callable[[], None] = bind_vsock
+    read_cid: Callable[[Path], int] = read_cid
+    file_limit: Callable[[], int] = file_limit
+    cpu_count: Callable[[], int | None] = os.cpu_count
+
+    def path(self, absolute: str) -> Path:
+        """Where a file of the machine is."""
+        return self.root / absolute.lstrip("/")
+
+    def read(self, absolute: str) -> str:
+        """What a file says; nothing when it can't be read."""
+        try:
+            return self.path(absolute).read_text("utf-8", "replace").strip()
+        except OSError:
+            return ""
+
+    def find(self, tool: str) -> str | None:
+        """The path of an executable."""
+        return shutil.which(tool, path=self.search_path)
+
+    def first_line(self, *command: str) -> str:
+        """The first line that a command prints.
+
+        Raises:
+            ToolError: it can't be run, fails, or takes longer than `deadline`; whatever it started is killed then.
+        """
+        try:
+            output, status = self._run(command)
+        except OSError as error:
+            raise ToolError(f"can't be run: {error.strerror}") from error
+        except subprocess.TimeoutExpired as error:
+            raise ToolError(f"did not answer within {self.deadline:g} s") from error
+        if status != 0:
+            raise ToolError(f"fails with status {status}")
+        line = output.decode("utf-8", "replace").strip().partition("\n")[0][:_FIRST_LINE]
+        return "".join(character for character in line if character.isprintable())
+
+    def _run(self, command: tuple[str, ...]) -> tuple[bytes, int]:
+        with subprocess.Popen(  # noqa: S603  a tool that was found on this machine, asked for its version
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        ) as process:
+            try:
+                output, _ = process.communicate(timeout=self.deadline)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+        return output, process.returncode

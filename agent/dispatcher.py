@@ -1,0 +1,210 @@
+"""The answering half of a connection: batches of frames in, commands carried out, replies to the writer."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import closing, suppress
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import trio
+from attrs import define, field
+
+from agent.request_context import current_request
+from handlers import Acknowledgement, CommandError, FileReply, StreamCommand, UnaryCommand, error_reply
+from protocol import EXCHANGES, ErrorReply, MessageType, encode_frame
+from protocol.errors import ErrorCode, RemoteProtocolError
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    from agent.reader import FrameReader
+    from agent.streams import OpenStream, Streams
+    from agent.writer import FrameWriter
+    from handlers import Context, QuickCommand, Registry, Route
+    from protocol import Frame
+
+log = logging.getLogger(__name__)
+
+_REPLIES_PER_WRITE = 64
+"""Quick requests of one batch answered in a row before the other connections get their turn."""
+
+_ROUNDS_PER_TURN = 16
+"""Batches answered in a row before the other connections get their turn."""
+
+
+@define(eq=False)
+class Dispatcher:
+    """Answers the requests of one connection: in the order they came, but for slow commands and streams."""
+
+    _registry: Registry
+    _context: Context
+    _reader: FrameReader
+    _writer: FrameWriter
+    _streams: Streams
+    _nursery: trio.Nursery
+    """Where streams and slow commands run."""
+
+    _beside: trio.Semaphore
+    """How many slow commands may still run beside the others."""
+
+    _overtakable: set[str] = field(init=False, factory=set)
+    """The trace ids of the slow commands that run beside the others."""
+
+    async def run(self, batches: trio.MemoryReceiveChannel[list[Frame]]) -> None:
+        """Answer all that comes through the channel, until the reader closes it."""
+        rounds, more = 0, False
+        with batches, suppress(trio.EndOfChannel):
+            while True:
+                if more:
+                    batch = batches.receive_nowait()
+                else:
+                    self._reader.dispatcher_idle()
+                    batch = await batches.receive()
+                await self._answer(batch)
+                rounds += 1
+                if rounds % _ROUNDS_PER_TURN == 0:
+                    await trio.lowlevel.checkpoint()
+                more = self._reader.poll()
+
+    async def _answer(self, batch: list[Frame]) -> None:
+        routes = self._registry.routes
+        replies: list[bytes] = []
+        for frame in batch:
+            route = routes.get(frame.type)
+            if route is not None and (command := route.quick) is not None:
+                replies.append(self._answer_quick(command, route, frame))
+                if len(replies) == _REPLIES_PER_WRITE:
+                    await self._writer.write(*replies)
+                    replies.clear()
+                    await trio.lowlevel.checkpoint()
+                continue
+            if replies:
+                await self._writer.write(*replies)
+                replies.clear()
+            current_request.set(frame)
+            if route is None:
+                await self._answer_unroutable(frame)
+            else:
+                await self._start(route, frame)
+        if replies:
+            await self._writer.write(*replies)
+
+    def _answer_quick(self, command: type[QuickCommand[Any]], route: Route, frame: Frame) -> bytes:
+        current_request.set(frame)
+        started = perf_counter()
+        try:
+            answer = _encode(route, frame, command(route.parse(frame.payload))(self._context))
+        except Exception as error:  # noqa: BLE001  whatever a handler raises ends its request, not the connection
+            return _error_frame(frame, error)
+        _log_done(logging.DEBUG, started)
+        return answer
+
+    async def _start(self, route: Route, frame: Frame) -> None:
+        command = route.command
+        if issubclass(command, StreamCommand):
+            await self._start_stream(command, route, frame)
+        elif issubclass(command, UnaryCommand):
+            if command.slow and self._may_be_overtaken(frame.trace_id):
+                await self._start_beside(command, route, frame)
+            else:
+                self._reader.dispatcher_busy()
+                await self._run(command, route, frame)
+
+    def _may_be_overtaken(self, trace_id: str) -> bool:
+        return trace_id != "" and trace_id not in self._overtakable and not self._streams.has(trace_id)
+
+    async def _start_beside(self, command: type[UnaryCommand[Any]], route: Route, frame: Frame) -> None:
+        try:
+            self._beside.acquire_nowait()
+        except trio.WouldBlock:
+            self._reader.dispatcher_busy()
+            await self._beside.acquire()
+        self._overtakable.add(frame.trace_id)
+        self._nursery.start_soon(self._run_beside, command, route, frame)
+
+    async def _run_beside(self, command: type[UnaryCommand[Any]], route: Route, frame: Frame) -> None:
+        try:
+            await self._run(command, route, frame)
+        finally:
+            self._overtakable.discard(frame.trace_id)
+            self._beside.release()
+
+    async def _run(self, command: type[UnaryCommand[Any]], route: Route, frame: Frame) -> None:
+        started = perf_counter()
+        try:
+            reply = await command(route.parse(frame.payload))(self._context)
+            message = reply.message if isinstance(reply, Acknowledgement) else reply
+            answer = message if isinstance(message, FileReply) else _encode(route, frame, message)
+        except Exception as error:  # noqa: BLE001  as in `_answer_quick`
+            await self._writer.write(_error_frame(frame, error))
+            return
+        if isinstance(answer, FileReply):
+            with closing(answer.file):
+                await self._writer.write_file(route.reply_type, frame.trace_id, answer)
+            _log_done(logging.DEBUG, started)  # one of many, as quick ones are
+        else:
+            await self._writer.write(answer)
+            _log_done(logging.INFO, started)
+        if isinstance(reply, Acknowledgement):
+            reply.then()
+
+    async def _start_stream(self, command: type[StreamCommand[Any]], route: Route, frame: Frame) -> None:
+        try:
+            request = route.parse(frame.payload)
+            stream = self._streams.open(route.reply_type, frame.trace_id, command.accepts)
+        except (RemoteProtocolError, CommandError) as error:
+            await self._writer.write(_error_frame(frame, error))
+        else:
+            self._nursery.start_soon(self._run_stream, command(request), frame, stream)
+
+    async def _run_stream(self, command: StreamCommand[Any], frame: Frame, stream: OpenStream) -> None:
+        started = perf_counter()
+        try:
+            await command(self._context, stream)
+        except Exception as error:  # noqa: BLE001  as in `_answer_quick`
+            await self._writer.write(_error_frame(frame, error))
+        else:
+            _log_done(logging.INFO, started)
+        finally:
+            self._streams.close(stream)
+
+    async def _answer_unroutable(self, frame: Frame) -> None:
+        """Give input to its stream; anything else that has no route is an error."""
+        exchange = EXCHANGES.get(frame.type)
+        if exchange is None or exchange.reply is not None:
+            await self._writer.write(_error_frame(frame, self._registry.why_unroutable(frame.type)))
+            return
+        stream = self._streams.recipient(frame)
+        if stream is None:
+            log.warning("input dropped: it is for no stream that runs on this connection")
+            return
+        try:
+            stream.inbox.send_nowait(frame)
+        except trio.WouldBlock:
+            self._reader.dispatcher_busy()
+            with suppress(trio.BrokenResourceError):  # the stream ended: nobody wants its input any more
+                await stream.inbox.send(frame)
+
+
+def _encode(route: Route, frame: Frame, message: Message | None) -> bytes:
+    payload = message.SerializeToString() if message is not None else b""
+    return encode_frame(route.reply_type, frame.trace_id, payload)
+
+
+def _error_frame(frame: Frame, error: Exception) -> bytes:
+    """The Error that answers a request, and its line in the log: the whole story only there."""
+    reply = error_reply(error)
+    if reply is None:
+        log.error("request failed", exc_info=error)
+        message = f"internal error: {type(error).__name__}; the agent's log has more"
+        reply = ErrorReply(ErrorCode.INTERNAL, message)
+    else:
+        log.info("request refused", extra={"code": reply.code, "reason": reply.message})
+    return encode_frame(MessageType.Error, frame.trace_id, reply.encode())
+
+
+def _log_done(level: int, started: float) -> None:
+    if not log.isEnabledFor(level):
+        return
+    log.log(level, "request answered", extra={"duration_ms": round((perf_counter() - started) * 1e3, 3)})

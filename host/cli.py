@@ -1,0 +1,24 @@
+"""The `arcboxctl` command. Everything it does is in `host.commands`; this only sees to it that it can be loaded."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+
+
+def main() -> None:
+    """Run `arcboxctl` with the arguments of this process, and exit."""
+    for name in ("click", "rich"):
+        try:
+            found = find_spec(name) is not None
+        except ValueError:  # it was imported, and is None
+            found = False
+        if not found:
+            sys.stderr.write(f"arcboxctl: {name} is not installed: pip install 'arcbox-agent[host]'\n")
+            sys.exit(2)
+    sys.exit(import_module("host.commands").run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()
