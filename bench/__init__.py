@@ -1,1 +1,1 @@
-"""Speed and memory of the agent, beside their floors."""
+"""Speed and memory of the agent, each figure beside a floor that was measured in the same run: `make bench`."""

@@ -1,0 +1,68 @@
+"""Pings on many connections at once, and on new ones."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from bench.client import PING, Exchange, connect
+from bench.figures import Target, compare
+from bench.pings import BLOCKING, TRIO
+from bench.rounds import interleave
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bench.figures import Figure
+    from bench.processes import Server
+    from bench.stage import Stage
+
+_MANY = 16
+_VERY_MANY = 256
+
+
+def measure_many(stage: Stage) -> list[Figure]:
+    """Thousands of pings per second on 16 and 256 connections, with one under way on each."""
+    agent, echo, trio = stage.agent(), stage.peer("blocking_echo"), stage.peer("trio_echo")
+    contenders = {
+        BLOCKING: _waves(stage, echo, 1),
+        str(_MANY): _waves(stage, agent, _MANY),
+        str(_VERY_MANY): _waves(stage, agent, _VERY_MANY),
+        TRIO: _waves(stage, trio, _VERY_MANY),
+    }
+    rates = {name: taken.per_millisecond() for name, taken in interleave(contenders, stage.rounds).items()}
+    target = Target("ratio", "≥", 0.4)
+    very_many = f"pings, {_VERY_MANY} connections"
+    return [
+        compare(f"pings, {_MANY} connections", "k/s", rates[str(_MANY)], rates[BLOCKING]),
+        compare(very_many, "k/s", rates[str(_VERY_MANY)], rates[BLOCKING], target),
+        compare(very_many, "k/s", rates[str(_VERY_MANY)], rates[TRIO]),
+    ]
+
+
+def _waves(stage: Stage, server: Server, width: int) -> Callable[[], float]:
+    """Seconds for each ping, not for each wave of them."""
+    connections = [stage.connect(server) for _ in range(width)]
+    exchange = Exchange.learn(connections[0], PING)
+    wave = stage.seconds_each(partial(exchange.in_waves, connections))
+    return lambda: wave() / width
+
+
+def measure_new(stage: Stage) -> list[Figure]:
+    """Connect, ping, close."""
+    servers = {"agent": stage.agent(), BLOCKING: stage.peer("blocking_echo"), TRIO: stage.peer("trio_echo")}
+    contenders = {name: _visits(stage, server) for name, server in servers.items()}
+    samples = {name: taken.scaled(1e6) for name, taken in interleave(contenders, stage.rounds).items()}
+    return [compare("connect, ping, close", "µs", samples["agent"], samples[floor]) for floor in (BLOCKING, TRIO)]
+
+
+def _visits(stage: Stage, server: Server) -> Callable[[], float]:
+    with connect(server.path) as connection:
+        exchange = Exchange.learn(connection, PING)
+
+    def visit(count: int) -> None:
+        for _ in range(count):
+            with connect(server.path) as connection:
+                exchange.one_by_one(connection, 1)
+
+    return stage.seconds_each(visit)
