@@ -64,10 +64,16 @@ class FrameWriter:
 
     async def write_file(self, message_type: int, trace_id: str, reply: FileReply) -> None:
         """Write one frame around a part of a file. Raises as `write` does."""
-        async with self._lock:
+        if self._lock.locked():
+            await self._lock.acquire()
+        else:
+            self._lock.acquire_nowait()
+        try:
             with self._whole_frame():
                 await self._transport.send(encode_header(message_type, trace_id, reply.size) + reply.head)
                 await self._transport.send(reply.tail(await self._transport.send_file(reply.file)))
+        finally:
+            self._lock.release()
 
     def _check(self) -> None:
         if self._broken:

@@ -84,7 +84,7 @@ class Files:
             OSError: EISDIR for a directory, EINVAL for what is no regular file or no path, and whatever open(2),
                 mmap(2) and read(2) say.
         """
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
         if length <= _MOST_CACHED and (file := self._open_cached(_encode(path), offset, length)) is not None:
             return file
         return await trio.to_thread.run_sync(
@@ -97,9 +97,8 @@ class Files:
         if descriptor is None:
             return None
         file = FileRange(descriptor, offset, min(length, os.fstat(descriptor).st_size - offset), local=True)
-        with suppress(OSError):  # which the thread meets again, and tells
-            if file.length > 0 and is_resident(descriptor, offset, file.length):
-                return file
+        if file.length > 0 and is_resident(descriptor, offset, file.length):
+            return file
         file.close()
         return None
 
