@@ -20,7 +20,7 @@ from agent.notify import Notifier
 from agent.passed_listeners import passed_listeners
 from agent.services import supervise
 from agent.settings import BUILT_IN
-from agent.transport import RECEIVE_SIZE, SocketTransport
+from agent.transport import SocketTransport
 from guest import Guest, system
 from guest.clock import ClockFollower, SystemClock
 from guest.disks import Disks
@@ -127,7 +127,6 @@ class Server:
     ready: trio.Event = field(init=False, factory=trio.Event)
     """Set when all addresses are listened on."""
 
-    _scratch: bytearray = field(init=False, factory=lambda: bytearray(RECEIVE_SIZE))
     _context: Context = field(init=False)
     _listening: list[str] = field(init=False, factory=list)
     _open: set[Connection] = field(init=False, factory=set)
@@ -194,7 +193,7 @@ class Server:
             self._notifier.tell(READY="1", STATUS=f"listening on {', '.join(self._listening)}")
 
     def _admit(self, connected: socket.socket, peer: Peer, connections: trio.Nursery) -> None:
-        transport = SocketTransport(connected, self._scratch)
+        transport = SocketTransport(connected)
         if len(self._open) < self._settings.limits.max_connections:
             connection = Connection(transport, self._registry, self._context, self._settings.limits, peer.description)
             self._open.add(connection)

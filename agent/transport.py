@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 RECEIVE_SIZE = 64 * 1024
 """Bytes asked of one receive: all the frames in it are handled in one go."""
 
+_FIRST_RECEIVE = 16 * 1024
+"""Bytes asked of one until there were as many: to allocate more takes longer than to receive what most often comes."""
+
 SEND_BUFFER = 1024 * 1024
 """The kernel's send buffer per socket, in bytes: bulk replies need few wake-ups."""
 
@@ -96,28 +99,22 @@ class Transport(Protocol):
 class SocketTransport:
     """A connected stream socket, which it owns."""
 
-    def __init__(self, connected: socket.socket, scratch: bytearray | None = None) -> None:
-        """Take over a socket.
-
-        Args:
-            connected: the socket.
-            scratch: `RECEIVE_SIZE` bytes that transports of one thread may share: every receive goes there before it is
-                copied out, since to allocate as much for what most often is a few dozen bytes takes longer than to
-                receive them.
-        """
+    def __init__(self, connected: socket.socket) -> None:
         connected.setblocking(False)
         self._socket = connected
-        self._scratch = memoryview(bytearray(RECEIVE_SIZE) if scratch is None else scratch)
+        self._asked = _FIRST_RECEIVE
         if connected.family == socket.AF_UNIX:  # AF_VSOCK has buffer options of its own, and ignores this one
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
 
     def receive_nowait(self) -> bytes | None:
         try:
-            return bytes(self._scratch[: self._socket.recv_into(self._scratch)])
+            data = self._socket.recv(self._asked)
         except BlockingIOError:
             return None
         except OSError as error:
             raise trio.BrokenResourceError(str(error)) from error
+        self._asked = RECEIVE_SIZE if len(data) == self._asked else _FIRST_RECEIVE
+        return data
 
     async def readable(self) -> None:
         await trio.lowlevel.wait_readable(self._socket)
