@@ -122,7 +122,8 @@ class FileReadError(RequestFailedError, OSError):
 
     def __init__(self, code: int, message: str, request: MessageType, trace_id: str = "", path: str = "") -> None:
         RequestFailedError.__init__(self, code, message, request, trace_id)
-        OSError.__init__(self, code, os.strerror(code), path)
+        reason, separator, _ = message.rpartition(f": {path}")  # the guest's own words, where it says them in our form
+        OSError.__init__(self, code, reason if separator else os.strerror(code), path)
 
     def __str__(self) -> str:
         return f"{self.strerror}: {self.filename}"

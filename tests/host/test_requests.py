@@ -220,6 +220,20 @@ async def test_an_errno_for_a_file_becomes_an_os_error() -> None:
     assert str(caught.value) == "No such file or directory: /x"
 
 
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("Not a regular file: /dev/zero", "Not a regular file: /dev/zero"),
+        ("mmap failed (os error 22)", "Invalid argument: /dev/zero"),  # another agent's form
+    ],
+)
+async def test_why_a_file_can_not_be_read_is_said_in_the_guests_words_if_they_fit(said: str, shown: str) -> None:
+    async with memory_pair({MessageType.MmapReadFileRequest: lambda _: ErrorReply(errno.EINVAL, said)}) as (client, _):
+        with pytest.raises(errors.FileReadError) as caught:
+            await client.mmap_read_file("/dev/zero")
+    assert (str(caught.value), caught.value.message) == (shown, said)
+
+
 async def test_an_error_of_the_agent_is_no_errno_even_for_a_file() -> None:
     script = {MessageType.MmapReadFileRequest: lambda _: ErrorReply(500, "oh")}
     async with memory_pair(script) as (client, _):
