@@ -331,6 +331,17 @@ async def test_input_that_is_for_no_session_is_dropped_with_a_warning(
     assert "secret" not in caplog.text
 
 
+async def test_input_without_a_trace_id_is_dropped_even_if_one_of_several_sessions_has_none(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with memory_connection(registry=stage.registry) as peer:
+        for trace_id in ("", "a"):
+            await peer.send(T.SandboxExecRequest, sandbox_v1.ExecRequest(id="x"), trace_id=trace_id)
+        await peer.send(T.SandboxExecInput, b"whose?")
+        assert await still_answers(peer)
+    assert "input dropped" in caplog.text
+
+
 async def test_input_for_a_session_that_ends_meanwhile_is_dropped(stage: Stage) -> None:
     async with memory_connection(registry=stage.registry) as peer:
         await peer.send(T.SandboxExecRequest, sandbox_v1.ExecRequest(id="deaf"), trace_id="a")
@@ -436,6 +447,7 @@ async def test_a_frame_that_can_not_be_followed_by_another_ends_the_connection(
         assert (await receive_error(peer)).code == code
         with pytest.raises(EOFError, match="between frames"):
             await peer.receive()
+        assert trio.current_time() == 0, "the end came late"
     assert stage.log[-1] == "stream ended"
 
 
@@ -465,6 +477,19 @@ async def test_draining_finishes_what_was_taken_and_takes_no_more(stage: Stage) 
         assert (await peer.receive()).trace_id == "slow"
         with pytest.raises(EOFError, match="between frames"):
             await peer.receive()
+
+
+async def test_draining_finishes_what_was_read_while_the_agent_was_busy(stage: Stage) -> None:
+    async with memory_connection(registry=stage.registry) as peer:
+        await peer.send(T.SandboxInspectRequest, hold("in turn"), trace_id="0")
+        for trace_id in ("1", "2"):  # one waits in the channel, the other to get there
+            await wait_all_tasks_blocked()
+            await ping(peer, trace_id=trace_id)
+        await wait_all_tasks_blocked()
+        peer.connection.drain()
+        await wait_all_tasks_blocked()
+        stage.gate("in turn").set()
+        assert [(await peer.receive()).trace_id for _ in range(3)] == ["0", "1", "2"]
 
 
 async def test_draining_an_idle_connection_ends_it_at_once() -> None:

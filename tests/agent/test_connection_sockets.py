@@ -19,7 +19,7 @@ from agent.transport import SocketTransport
 from guest.files import FileRange
 from guest.testing import fake_guest
 from handlers import Acknowledgement, Context, FileReply
-from protocol import Frame, FrameDecoder, MessageType, arcbox_v1, encode_frame, sandbox_v1
+from protocol import ErrorReply, Frame, FrameDecoder, MessageType, arcbox_v1, encode_frame, sandbox_v1
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -92,6 +92,16 @@ async def test_a_thousand_pings_at_once_are_answered(
     async with connected(stage, pair) as peer, trio.open_nursery() as nursery:
         nursery.start_soon(peer.stream.send_all, b"".join(encode_frame(T.PingRequest, str(i)) for i in range(1000)))
         assert [(await peer.receive()).trace_id for _ in range(1000)] == [str(i) for i in range(1000)]
+
+
+async def test_what_comes_behind_a_fault_is_not_looked_at(stage: Stage) -> None:
+    async with connected(stage, socket.socketpair) as peer:
+        await peer.stream.send_all(encode_frame(T.PingRequest, "a") + bytes(100_000))
+        assert (await peer.receive()).trace_id == "a"
+        error = await peer.receive()
+        assert (error.type, ErrorReply.decode(error.payload).code) == (T.Error, 400)
+        with pytest.raises(EOFError, match="between frames"):
+            await peer.receive()
 
 
 @pytest.mark.parametrize("pair", [socket.socketpair, tcp_pair])
