@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 import trio
 from attrs import define, field
 
+from agent.first_wait import with_first_wait
 from agent.request_context import current_request
 from handlers import Acknowledgement, CommandError, FileReply, StreamCommand, UnaryCommand, error_reply
 from protocol import EXCHANGES, ErrorReply, MessageType, encode_frame
 from protocol.errors import ErrorCode, RemoteProtocolError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from google.protobuf.message import Message
 
     from agent.reader import FrameReader
@@ -108,8 +111,7 @@ class Dispatcher:
             if command.slow and self._may_be_overtaken(frame.trace_id):
                 await self._start_beside(command, route, frame)
             else:
-                self._reader.dispatcher_busy()
-                await self._run(command, route, frame)
+                await self._run(command, route, frame, self._reader.dispatcher_busy)
 
     def _may_be_overtaken(self, trace_id: str) -> bool:
         return trace_id != "" and trace_id not in self._overtakable and not self._streams.has(trace_id)
@@ -125,15 +127,18 @@ class Dispatcher:
 
     async def _run_beside(self, command: type[UnaryCommand[Any]], route: Route, frame: Frame) -> None:
         try:
-            await self._run(command, route, frame)
+            await self._run(command, route, frame, _nothing)
         finally:
             self._overtakable.discard(frame.trace_id)
             self._beside.release()
 
-    async def _run(self, command: type[UnaryCommand[Any]], route: Route, frame: Frame) -> None:
+    async def _run(
+        self, command: type[UnaryCommand[Any]], route: Route, frame: Frame, waits: Callable[[], None]
+    ) -> None:
+        """Carry a request out; `waits` is called if its command has to wait for something."""
         started = perf_counter()
         try:
-            reply = await command(route.parse(frame.payload))(self._context)
+            reply = await with_first_wait(command(route.parse(frame.payload))(self._context), waits)
             message = reply.message if isinstance(reply, Acknowledgement) else reply
             answer = message if isinstance(message, FileReply) else _encode(route, frame, message)
         except Exception as error:  # noqa: BLE001  as in `_answer_quick`
@@ -185,6 +190,10 @@ class Dispatcher:
             self._reader.dispatcher_busy()
             with suppress(trio.BrokenResourceError):  # the stream ended: nobody wants its input any more
                 await stream.inbox.send(frame)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _encode(route: Route, frame: Frame, message: Message | None) -> bytes:
