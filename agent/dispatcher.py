@@ -54,21 +54,23 @@ class Dispatcher:
     _overtakable: set[str] = field(init=False, factory=set)
     """The trace ids of the slow commands that run beside the others."""
 
+    _dropped_for: str | None = field(init=False, default=None)
+    """The trace id of the input that was dropped last."""
+
     async def run(self, batches: trio.MemoryReceiveChannel[list[Frame]]) -> None:
         """Answer all that comes through the channel, until the reader closes it."""
-        rounds, more = 0, False
+        rounds = 0
+        batch: list[Frame] | None = None
         with batches, suppress(trio.EndOfChannel):
             while True:
-                if more:
-                    batch = batches.receive_nowait()
-                else:
+                if batch is None:
                     self._reader.dispatcher_idle()
                     batch = await batches.receive()
                 await self._answer(batch)
                 rounds += 1
                 if rounds % _ROUNDS_PER_TURN == 0:
                     await trio.lowlevel.checkpoint()
-                more = self._reader.poll()
+                batch = _next(batches) if self._reader.poll() else None
 
     async def _answer(self, batch: list[Frame]) -> None:
         routes = self._registry.routes
@@ -167,7 +169,9 @@ class Dispatcher:
         started = perf_counter()
         try:
             await command(self._context, stream)
-        except Exception as error:  # noqa: BLE001  as in `_answer_quick`
+        except Exception as error:
+            if self._writer.broken:  # the peer is gone: nothing is wrong, and nobody is there to be told
+                raise
             await self._writer.write(_error_frame(frame, error))
         else:
             _log_done(logging.INFO, started)
@@ -182,7 +186,7 @@ class Dispatcher:
             return
         stream = self._streams.recipient(frame)
         if stream is None:
-            log.warning("input dropped: it is for no stream that runs on this connection")
+            self._note_dropped(frame)
             return
         try:
             stream.inbox.send_nowait(frame)
@@ -190,6 +194,19 @@ class Dispatcher:
             self._reader.dispatcher_busy()
             with suppress(trio.BrokenResourceError):  # the stream ended: nobody wants its input any more
                 await stream.inbox.send(frame)
+
+    def _note_dropped(self, frame: Frame) -> None:
+        """Log it, once for each stream: whoever feeds one that has ended may have much more for it."""
+        if frame.trace_id != self._dropped_for and not self._writer.broken:
+            self._dropped_for = frame.trace_id
+            log.warning("input dropped: it is for no stream that runs on this connection")
+
+
+def _next(batches: trio.MemoryReceiveChannel[list[Frame]]) -> list[Frame] | None:
+    try:
+        return batches.receive_nowait()
+    except trio.WouldBlock:  # the peer went away, and the reader did not hand over what it had
+        return None
 
 
 def _nothing() -> None:

@@ -10,7 +10,7 @@ import trio
 from protocol import encode_header
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from agent.transport import Transport
     from handlers import FileReply
@@ -29,8 +29,9 @@ class FrameWriter:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self._lock = trio.Lock()
-        self._broken = False
         self._writes = 0
+        self.broken = False
+        """Whether the connection takes no more frames."""
 
     async def write(self, *parts: Buffer) -> None:
         """Write whole frames, given in as many parts as is convenient.
@@ -49,7 +50,7 @@ class FrameWriter:
             await self._lock.acquire()
         else:
             self._check()
-            sent = self._transport.send_nowait(parts)
+            sent = self._send_nowait(parts)
             if sent == sum(map(len, parts)):
                 return
             self._lock.acquire_nowait()  # nobody ran in between: whoever comes now waits until this frame is whole
@@ -75,17 +76,24 @@ class FrameWriter:
         finally:
             self._lock.release()
 
+    def _send_nowait(self, parts: Sequence[Buffer]) -> int:
+        try:
+            return self._transport.send_nowait(parts)
+        except trio.BrokenResourceError:
+            self.broken = True
+            raise
+
     def _check(self) -> None:
-        if self._broken:
-            raise trio.BrokenResourceError("a frame was cut off half-way")
+        if self.broken:
+            raise trio.BrokenResourceError("the connection is gone, or a frame was cut off half-way")
 
     @contextmanager
     def _whole_frame(self) -> Iterator[None]:
         self._check()
-        self._broken = True
+        self.broken = True
         try:
             yield
-            self._broken = False
+            self.broken = False
         finally:
-            if self._broken:
+            if self.broken:
                 self._transport.abort()

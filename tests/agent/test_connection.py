@@ -331,6 +331,16 @@ async def test_input_that_is_for_no_session_is_dropped_with_a_warning(
     assert "secret" not in caplog.text
 
 
+async def test_more_dropped_input_for_the_same_stream_is_not_logged_again(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with memory_connection(registry=stage.registry) as peer:
+        for trace_id in ("a", "a", "a", "b", "a"):
+            await peer.send(T.SandboxExecInput, b"x", trace_id=trace_id)
+        assert await still_answers(peer)
+    assert [getattr(record, "levelname", "") for record in caplog.records].count("WARNING") == 3
+
+
 async def test_input_without_a_trace_id_is_dropped_even_if_one_of_several_sessions_has_none(
     stage: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -180,6 +180,19 @@ async def test_a_peer_that_does_not_read_slows_its_stream_down(stage: Stage) -> 
         nursery.cancel_scope.cancel()
 
 
+async def test_a_peer_that_leaves_in_the_middle_of_a_stream_is_no_error_of_the_agent(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with connected(stage, socket.socketpair) as peer:
+        await peer.send(T.SandboxExecRequest, sandbox_v1.ExecRequest(id="x"), trace_id="a")
+        said_back = b"".join(encode_frame(T.SandboxExecInput, "a", bytes(60_000)) for _ in range(100))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(peer.stream.send_all, said_back)
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+    assert [record.message for record in caplog.records if record.levelname in {"ERROR", "WARNING"}] == []
+
+
 async def test_frames_stay_whole_when_several_streams_fill_the_socket(stage: Stage) -> None:
     async def talk(stream: int) -> None:
         for i in range(200):
