@@ -10,6 +10,7 @@ from attrs import frozen
 
 from handlers._command import FileReply, UnaryCommand
 from handlers._errors import CommandError
+from handlers._wire import varint
 from protocol import MessageType, arcbox_v1
 
 if TYPE_CHECKING:
@@ -21,19 +22,6 @@ _DATA_TAG = b"\x0a"  # field 1, length-delimited
 _BYTES_READ_TAG = b"\x10"  # field 2, varint
 
 
-def _varint(value: int, width: int = 1) -> bytes:
-    """A protobuf varint of at least `width` bytes.
-
-    More bytes than a value needs are legal: every parser skips groups of zero bits at the top.
-    """
-    encoded = bytearray()
-    while value > 0x7F or len(encoded) < width - 1:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
-
-
 def _reply(file: FileRange) -> FileReply:
     """An MmapReadFileResponse with at least one byte of data.
 
@@ -41,11 +29,11 @@ def _reply(file: FileRange) -> FileReply:
     where a file is cut short within a page that is on its way, what was after the cut arrives as zeros, and is not
     counted. Only a cut that comes when all of the data has been sent, and not yet received, goes uncounted.
     """
-    length = _varint(file.length)
+    length = varint(file.length)
 
     def tail(sent: int) -> bytes:
         bytes_read = sent if sent == file.length else min(sent, file.left())
-        return _BYTES_READ_TAG + _varint(bytes_read, len(length))
+        return _BYTES_READ_TAG + varint(bytes_read, len(length))
 
     return FileReply(head=_DATA_TAG + length, file=file, tail=tail)
 
