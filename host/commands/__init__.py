@@ -23,10 +23,13 @@ COMMANDS: Final = {
     "cat": "host.commands.cat",
     "trim": "host.commands.trim",
     "shutdown": "host.commands.shutdown",
+    "sandbox": "host.commands.sandbox",
     "version": "host.commands.version",
     "completion": "host.commands.completion",
 }
 """The module of each command, whose attribute `command` it is, in the order that help shows them."""
+
+ALIASES: Final = {"sb": "sandbox"}
 
 
 class _Commands(click.Group):
@@ -34,9 +37,10 @@ class _Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  click's
-        if cmd_name not in COMMANDS:
+        module = COMMANDS.get(ALIASES.get(cmd_name, cmd_name))
+        if module is None:
             return None
-        command: click.Command = import_module(COMMANDS[cmd_name]).command
+        command: click.Command = import_module(module).command
         return command
 
 
@@ -61,7 +65,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run `arcboxctl` with these arguments; returns the exit code. Never raises what went wrong: it is on stderr."""
     if COMPLETION_VARIABLE in os.environ:  # a shell wants to know what may come next
         return shell_complete(arcboxctl, {}, "arcboxctl", COMPLETION_VARIABLE, os.environ[COMPLETION_VARIABLE])
-    invocation = Invocation(json="--json" in arguments)
+    invocation = Invocation()
     try:
         return _invoke(arguments, invocation)
     except BrokenPipeError:
@@ -72,7 +76,9 @@ def run(arguments: Sequence[str]) -> int:
         if group.subgroup(KeyboardInterrupt) is None:
             raise
     except Exception as error:  # noqa: BLE001  what it can't explain, it raises again
-        return complain(error, as_json=invocation.json)
+        # An option that could not be parsed may stand before --json; behind a command of a guest it is not ours.
+        misused = isinstance(error, click.UsageError) and "--json" in arguments
+        return complain(error, as_json=invocation.json or misused)
     return INTERRUPTED
 
 

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 @pass_invocation
 @click.pass_context
 def command(ctx: click.Context, invocation: Invocation, shell: str) -> None:
-    r"""Write the script that lets a shell complete arcboxctl's arguments.
+    """Write the script that lets a shell complete arcboxctl's arguments.
 
     \b
     bash:  eval "$(arcboxctl completion bash)"    in ~/.bashrc
     zsh:   eval "$(arcboxctl completion zsh)"     in ~/.zshrc
     fish:  arcboxctl completion fish > ~/.config/fish/completions/arcboxctl.fish
-    """
+    """  # noqa: D301  click wants the control character itself before what is not to be wrapped
     complete = get_completion_class(shell)
     if complete is None:
         raise click.UsageError(f"no completion for {shell}")
