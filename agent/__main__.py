@@ -95,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve(commands)
     _add_config(commands)
     _add_check(commands)
+    _add_rootfs(commands)
     return parser
 
 
@@ -186,6 +187,36 @@ def _check(options: argparse.Namespace) -> int:
     findings = examine()
     print(for_programs(findings) if options.json else for_people(findings))  # noqa: T201  the way of commands
     return _FAILED if any(finding.prevents_serving for finding in findings) else 0
+
+
+def _add_rootfs(commands: _Commands[_Parser]) -> None:
+    parser = commands.add_parser(
+        "rootfs", help="make a root file system for sandboxes", description="Root file systems for sandboxes."
+    )
+    build = parser.add_subparsers(title="commands", metavar="COMMAND", required=True).add_parser(
+        "build",
+        help="make a small one, of busybox",
+        description="Make a small root file system of busybox, for sandboxes that are given no other.",
+        allow_abbrev=False,
+    )
+    build.add_argument("--busybox", metavar="FILE", help="the program, linked statically; default: the one in the path")
+    build.add_argument(
+        "target", metavar="TARGET", help="a directory, or an image that ends with .ext4, .squashfs or .erofs"
+    )
+    build.set_defaults(command=_build_rootfs)
+
+
+def _build_rootfs(options: argparse.Namespace) -> int:
+    from pathlib import Path  # noqa: PLC0415  not for --help
+
+    from guest.errors import GuestError  # noqa: PLC0415
+    from guest.sandboxes.busybox import build  # noqa: PLC0415
+
+    try:
+        build(Path(options.target), Path(options.busybox) if options.busybox else None)
+    except GuestError as error:
+        return _complain(str(error), _FAILED)
+    return 0
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -214,3 +215,12 @@ def test_a_failure_that_nobody_foresaw_has_its_traceback_in_the_log_and_status_1
     record = json.loads(completed.stderr)
     assert record["level"] == "error"
     assert "ZeroDivisionError" in record["exception"]
+
+
+@pytest.mark.skipif(shutil.which("busybox") is None, reason="needs busybox, of Debian's busybox-static")
+def test_rootfs_build_makes_a_root_file_system_and_says_nothing(tmp_path: Path) -> None:
+    done = agent("rootfs", "build", str(tmp_path / "tree"))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "tree/bin/sh").exists()
+    again = agent("rootfs", "build", str(tmp_path / "tree"))
+    assert (again.returncode, again.stderr) == (1, f"arcbox-agent: {tmp_path}/tree exists already\n")

@@ -1,0 +1,1 @@
+"""Sandboxes: short-lived isolated machines that outlive what runs in them."""

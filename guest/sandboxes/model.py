@@ -1,0 +1,143 @@
+"""What sandboxes are made of: what a caller asks for, and what a record keeps."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final
+
+from attrs import Factory, field, frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class State(StrEnum):
+    """Where a sandbox is in its life; the names are those of the wire."""
+
+    STARTING = "starting"
+    READY = "ready"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+class Action(StrEnum):
+    """What happened to a sandbox; the names are those of the wire."""
+
+    CREATED = "created"
+    READY = "ready"
+    RUNNING = "running"
+    IDLE = "idle"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    FAILED = "failed"
+    REMOVED = "removed"
+
+
+@frozen
+class TerminalSize:
+    """In characters."""
+
+    columns: int = 80
+    rows: int = 24
+
+
+@frozen(kw_only=True)
+class Limits:
+    """What a sandbox may use. 0 asks for the configured default."""
+
+    vcpus: int = 0
+    memory_mib: int = 0
+
+
+@frozen(kw_only=True)
+class BindMount:
+    """A directory or file of the guest that is seen inside of a sandbox."""
+
+    source: str
+    """Absolute, in the guest."""
+
+    target: str
+    """Absolute, in the sandbox; symbolic links on the way there stay inside of its root."""
+
+    readonly: bool = False
+
+
+@frozen(kw_only=True)
+class Command:
+    """A process to run in a sandbox."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = Factory(dict)
+    """Added to a sane default."""
+
+    working_dir: str = ""
+    """Empty for the sandbox's own, which is / unless it was created with another."""
+
+    user: str = ""
+    """A name or uid[:gid] of the sandbox's own passwd file; empty for the sandbox's own, which is root by default."""
+
+    terminal: TerminalSize | None = None
+    """The size of the terminal that it gets; None for pipes."""
+
+    timeout: float = 0.0
+    """Seconds until its whole process tree is killed; 0 is never."""
+
+
+@frozen(kw_only=True)
+class Spec:
+    """What a sandbox shall be. What is empty was not asked for."""
+
+    id: str
+    rootfs: str = ""
+    """A directory, or an image file of a file system; the configured one if empty."""
+
+    labels: Mapping[str, str] = Factory(dict)
+    limits: Limits = field(factory=Limits)
+    cmd: tuple[str, ...] = ()
+    """Runs once the sandbox is ready."""
+
+    env: Mapping[str, str] = Factory(dict)
+    """Of everything that runs in it, unless that has its own."""
+
+    working_dir: str = ""
+    user: str = ""
+    mounts: tuple[BindMount, ...] = ()
+    ttl: float = 0.0
+    """Seconds from its creation until it is removed by force; 0 is never."""
+
+
+@frozen(kw_only=True)
+class Sandbox:
+    """What is known of a sandbox: its record. A change makes a new one (`attrs.evolve`)."""
+
+    spec: Spec
+    state: State
+    created_at: float
+    """Unix seconds, like the other times; 0 is not yet."""
+
+    ready_at: float = 0.0
+    last_exited_at: float = 0.0
+    last_exit_code: int = 0
+    error: str = ""
+    """Why it failed, for people."""
+
+    @property
+    def id(self) -> str:
+        return self.spec.id
+
+
+@frozen(kw_only=True)
+class Statistics:
+    """What a sandbox uses now."""
+
+    cpu_seconds: float
+    """Of processor time, all its processes together, since it was created."""
+
+    memory_bytes: int
+    processes: int
+
+
+SIGNALLED: Final = 128
+"""Added to the number of the signal that killed a process, in place of an exit code."""

@@ -1,0 +1,126 @@
+"""What an agent finds when another one ran before it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from attrs import evolve
+from trio.testing import wait_all_tasks_blocked
+
+from guest.errors import ConflictError, GuestError
+from guest.sandboxes.model import Spec, State
+
+if TYPE_CHECKING:
+    from trio.testing import MockClock
+
+    from tests.guest.sandboxes.conftest import FakeAgent
+
+
+async def restart(agent: FakeAgent) -> None:
+    await agent.kill()
+    agent.start()
+    await wait_all_tasks_blocked()
+
+
+async def test_what_ran_has_failed_and_is_cleared_away(autojump_clock: MockClock, agent: FakeAgent) -> None:
+    await agent.create(Spec(id="idle", labels={"a": "b"}))
+    await agent.create(Spec(id="busy", cmd=("sleep", "1000")))
+    before = agent.manager.get("idle")
+    await restart(agent)
+    error = "the agent was restarted while the sandbox was ready"
+    assert agent.manager.get("idle") == evolve(before, state=State.FAILED, error=error)
+    assert agent.manager.get("busy").error == "the agent was restarted while the sandbox was running"
+    assert agent.driver.sandboxes == {}
+    assert agent.witness.of("idle") == ["created", "ready", "failed"]
+    await agent.manager.remove("idle", force=False)
+    await restart(agent)
+    assert [sandbox.id for sandbox in agent.manager.list()] == ["busy"]
+
+
+async def test_what_had_ended_stays_as_it_was(autojump_clock: MockClock, agent: FakeAgent) -> None:
+    await agent.create(Spec(id="stopped"))
+    await agent.manager.stop("stopped")
+    await trio.sleep(1)
+    await agent.create(Spec(id="failed", rootfs="/nowhere"))
+    before = agent.manager.list()
+    await restart(agent)
+    assert agent.manager.list() == before
+    await agent.manager.stop("stopped")
+    for name in ("stopped", "failed"):
+        await agent.manager.remove(name, force=False)
+    assert agent.driver.sandboxes == {}
+
+
+async def test_what_has_no_record_is_cleared_away_and_not_listed(autojump_clock: MockClock, agent: FakeAgent) -> None:
+    await agent.create(Spec(id="web"))
+    await agent.kill()
+    await agent.records.delete("web")
+    agent.start()
+    await wait_all_tasks_blocked()
+    assert agent.manager.list() == []
+    assert agent.driver.sandboxes == {}
+
+
+async def test_what_can_not_be_cleared_away_is_listed_with_the_reason_and_keeps_its_id(
+    autojump_clock: MockClock, agent: FakeAgent
+) -> None:
+    await agent.create(Spec(id="web"))
+    await agent.create(Spec(id="lost"))
+    await agent.kill()
+    await agent.records.delete("lost")
+    agent.driver.faults["destroy"] = GuestError("busy")
+    agent.start()
+    await wait_all_tasks_blocked()
+    assert {sandbox.id: sandbox.error for sandbox in agent.manager.list()} == {
+        "web": "the agent was restarted while the sandbox was ready",
+        "lost": "a former agent left it without a record",
+    }
+    assert sorted(sandbox.id for sandbox in await agent.records.load()) == ["lost", "web"]
+    with pytest.raises(ConflictError, match="lost exists already"):
+        await agent.manager.create(Spec(id="lost"))
+    del agent.driver.faults["destroy"]
+    for name in ("web", "lost"):
+        await agent.manager.remove(name, force=False)
+    assert agent.driver.sandboxes == {}
+
+
+async def test_a_driver_that_hangs_at_the_start_does_not_hide_the_records(
+    autojump_clock: MockClock, agent: FakeAgent
+) -> None:
+    await agent.create(Spec(id="web"))
+    await agent.kill()
+    agent.driver.faults["existing"] = agent.driver.faults["destroy"] = trio.Event()
+    agent.start()
+    await wait_all_tasks_blocked()
+    assert agent.state("web") == "failed"
+    with pytest.raises(GuestError, match="sandboxes are not available"):
+        await agent.manager.create(Spec(id="db"))
+    await trio.sleep(60)
+    await agent.create(Spec(id="db"))
+    assert agent.state("db") == "ready"
+
+
+@pytest.mark.parametrize("fault", [GuestError("no"), RuntimeError("bug")])
+async def test_a_driver_that_can_not_say_what_exists_keeps_nobody_from_making_more(
+    autojump_clock: MockClock, agent: FakeAgent, fault: Exception
+) -> None:
+    await agent.kill()
+    agent.driver.faults["existing"] = fault
+    agent.start()
+    await agent.create(Spec(id="web"))
+    assert agent.state("web") == "ready"
+
+
+async def test_time_to_live_goes_on_while_no_agent_runs(autojump_clock: MockClock, agent: FakeAgent) -> None:
+    await agent.create(Spec(id="over", ttl=10))
+    await agent.create(Spec(id="soon", ttl=30))
+    await agent.kill()
+    await trio.sleep(20)
+    agent.start()
+    await wait_all_tasks_blocked()
+    await trio.sleep(1)
+    assert [sandbox.id for sandbox in agent.manager.list()] == ["soon"]
+    await trio.sleep(10)
+    assert agent.manager.list() == []
