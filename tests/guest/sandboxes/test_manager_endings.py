@@ -220,6 +220,30 @@ async def test_a_removal_that_fails_says_so_to_all_who_wait_and_can_be_tried_aga
     assert agent.witness.of("web") == ["created", "ready", "stopping", "failed", "removed"]
 
 
+async def test_a_stop_that_a_failing_removal_overtakes_fails_with_it(
+    autojump_clock: MockClock, agent: FakeAgent
+) -> None:
+    await agent.create(Spec(id="web", cmd=STUBBORN.argv))
+    agent.driver.faults["destroy"] = GuestError("busy")
+    outcomes: list[object] = []
+    with trio.fail_after(40):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(attempt, outcomes, lambda: agent.manager.stop("web", 20))
+            await wait_all_tasks_blocked()
+            nursery.start_soon(attempt, outcomes, lambda: agent.manager.remove("web", force=False))
+    assert outcomes == [GuestError, GuestError]
+    assert agent.manager.get("web").error == "busy"
+
+
+async def test_a_stop_in_the_moment_in_which_the_init_dies_comes_first(
+    autojump_clock: MockClock, agent: FakeAgent
+) -> None:
+    await agent.create(Spec(id="web"))
+    agent.driver.sandboxes["web"].lose_init("its init was killed")
+    await agent.manager.stop("web")
+    assert agent.witness.of("web") == ["created", "ready", "stopping", "stopped"]
+
+
 async def test_a_stopped_sandbox_that_can_not_be_removed_stays_stopped(
     autojump_clock: MockClock, agent: FakeAgent
 ) -> None:

@@ -89,6 +89,7 @@ class Story:
     nursery: trio.Nursery
     driver: FakeDriver = Factory(FakeDriver)
     clients: list[Client] = Factory(list)
+    hangs: list[trio.Event] = Factory(list)
     listener: Listener = field(init=False)
     manager: SandboxManager = field(init=False)
     agent: trio.CancelScope = field(init=False)
@@ -173,12 +174,17 @@ class Story:
             if known[sandbox_id].state in states.LIVE:
                 assert (known[sandbox_id].state is State.RUNNING) == bool(mains)
 
+    def set_fault(self, method: str, fault: Exception | trio.Event) -> None:
+        """Have a method of the driver fail or hang. What hangs already goes on doing so."""
+        self.driver.faults[method] = fault
+        if isinstance(fault, trio.Event):
+            self.hangs.append(fault)
+
     def heal(self) -> None:
         """Let the driver fail and hang no more."""
-        for fault in self.driver.faults.values():
-            if isinstance(fault, trio.Event):
-                fault.set()
         self.driver.faults.clear()
+        for hang in self.hangs:
+            hang.set()
 
     async def end(self) -> None:
         """Everybody goes away, all is removed: nothing is left."""
@@ -289,11 +295,7 @@ def deaths(draw: st.DrawFn) -> Happening:
 @st.composite
 def faults(draw: st.DrawFn) -> Happening:
     method, fault = draw(METHODS), draw(st.sampled_from(sorted(FAULTS)))
-
-    def step(story: Story) -> None:
-        story.driver.faults[method] = FAULTS[fault]()
-
-    return Happening(f"{method} {fault}", step)
+    return Happening(f"{method} {fault}", lambda story: story.set_fault(method, FAULTS[fault]()))
 
 
 @st.composite

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -47,6 +48,23 @@ def test_a_view_may_be_reused_by_its_owner() -> None:
     log.write(memoryview(buffer))
     buffer[:] = b"later"
     assert log.read() == b"first"
+
+
+class Flood:
+    """Output that never makes its reader wait."""
+
+    async def receive(self) -> memoryview:
+        return memoryview(b"x" * 1000)
+
+    def unread(self) -> int:
+        return 1000
+
+
+async def test_a_flood_does_not_keep_everybody_else_waiting(nursery: trio.Nursery) -> None:
+    nursery.start_soon(OutputLog().copy, Flood())
+    for _ in range(10):
+        await trio.lowlevel.checkpoint()
+    nursery.cancel_scope.cancel()
 
 
 async def test_it_copies_all_that_a_process_writes(autojump_clock: MockClock) -> None:
