@@ -1,0 +1,128 @@
+"""Clients of the runtime that run a process each, and end with its exit code.
+
+A client reads the process's configuration from a pipe, which is written after the client was put into its cgroup: it
+cannot have started anything before, so no descendant is ever outside of the group that is killed.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Final
+
+import trio
+from attrs import define, frozen
+
+from guest.errors import TimedOutError
+from guest.sandboxes.oci.child import Child
+from guest.sandboxes.oci.pipes import End, Input, enlarge
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from guest.sandboxes.oci.cgroups import ProcessGroup
+
+_PATIENCE: Final = 10.0
+"""Seconds in which a client must have read the configuration: a pipe holds most of them, so hardly any has to wait."""
+
+
+@frozen
+class Order:
+    """A process that is to be run."""
+
+    argv: Callable[[int], list[str]]
+    """The command line of the client, given the open file that has the configuration."""
+
+    configuration: bytes
+    group: ProcessGroup
+
+
+@define(eq=False)
+class Client:
+    """A client that was started, and has not been told what to run."""
+
+    child: Child
+    group: ProcessGroup
+    _pipe: int
+    """From which it reads the configuration."""
+
+    _configuration: bytes
+
+    @classmethod
+    def start(cls, order: Order, stdin: int, stdout: int, stderr: int, *, cwd: str | None = None) -> Client:
+        """Start a client with these files, in its cgroup. Blocks; to be called in the driver's namespace.
+
+        Raises:
+            OSError: it can't be.
+        """
+        with ExitStack() as stack:
+            reader, writer = os.pipe2(os.O_CLOEXEC)
+            stack.callback(os.close, reader)
+            on_failure = stack.enter_context(ExitStack())
+            on_failure.callback(os.close, writer)
+            order.group.create()
+            on_failure.callback(order.group.remove)
+            child = Child.start(
+                order.argv(reader), stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=(reader,), cwd=cwd
+            )
+            on_failure.callback(child.discard)
+            with suppress(ProcessLookupError):  # it has ended: its exit code, and what it wrote, say why
+                order.group.enter(child.pid)
+            on_failure.pop_all()
+        return cls(child, order.group, writer, order.configuration)
+
+    async def tell(self) -> None:
+        """Have it run the process. Must be called once.
+
+        Raises:
+            TimedOutError: it does not read.
+        """
+        end = End(self._pipe)
+        try:
+            with trio.fail_after(_PATIENCE):
+                await Input(end).send(self._configuration)
+        except trio.BrokenResourceError:
+            pass  # it has ended
+        except trio.TooSlowError:
+            raise TimedOutError("the OCI runtime did not begin with the process in time") from None
+        finally:
+            end.close()
+
+    async def close(self) -> None:
+        """Kill the process's whole tree unless the process has ended, and forget it."""
+        if not self.child.ended():
+            self.group.kill()
+        await self.child.close()
+
+
+@define(eq=False)
+class PipedClient:
+    """A client, and the agent's ends of its pipes."""
+
+    client: Client
+    stdin: int
+    stdout: int
+    stderr: int
+
+    @classmethod
+    def start(cls, order: Order) -> PipedClient:
+        """Start a client with pipes. Blocks; to be called in the driver's namespace.
+
+        Raises:
+            OSError: it can't be.
+        """
+        with ExitStack() as theirs, ExitStack() as ours:
+            read_in, write_in = _pipe(theirs, ours, ours_is_reader=False)
+            read_out, write_out = _pipe(theirs, ours, ours_is_reader=True)
+            read_err, write_err = _pipe(theirs, ours, ours_is_reader=True)
+            enlarge(write_out)
+            client = Client.start(order, read_in, write_out, write_err)
+            ours.pop_all()
+        return cls(client, write_in, read_out, read_err)
+
+
+def _pipe(theirs: ExitStack, ours: ExitStack, *, ours_is_reader: bool) -> tuple[int, int]:
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    (ours if ours_is_reader else theirs).callback(os.close, reader)
+    (theirs if ours_is_reader else ours).callback(os.close, writer)
+    return reader, writer
