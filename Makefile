@@ -6,6 +6,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 ROOMS := agent guest handlers host protocol
+SANDBOX_TOOLS := crun=crun catatonit=catatonit busybox=busybox-static
 
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
@@ -23,7 +24,8 @@ run: bytecode ## the agent in the foreground, clock and power off
 	@tools/run $(ARGS)
 
 test: bytecode ## all tests: make test ARGS="-k frames"
-	@tools/debian-packages mkfs.ext4=e2fsprogs mkfs.btrfs=btrfs-progs losetup=mount
+	@tools/debian-packages mkfs.ext4=e2fsprogs mkfs.btrfs=btrfs-progs losetup=mount $(SANDBOX_TOOLS) \
+		runc=runc mksquashfs=squashfs-tools mkfs.erofs=erofs-utils
 	@$(BIN)/pytest $(ARGS)
 
 check: $(VENV)/.installed ## linters, types, arrows between rooms, stale generated files

@@ -7,6 +7,7 @@ import logging
 import signal
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
@@ -25,8 +26,12 @@ from guest import Guest, system
 from guest.clock import ClockFollower, SystemClock
 from guest.disks import Disks
 from guest.files import Files
-from guest.power import Power
+from guest.power import Power, Stopper
 from guest.power_switches import power_switch
+from guest.sandboxes.events import EventHub
+from guest.sandboxes.manager import Defaults, SandboxManager
+from guest.sandboxes.on_demand import OnDemandDriver
+from guest.sandboxes.records import Records
 from handlers import Context, default_registry
 from protocol import ErrorReply, MessageType, __version__, encode_frame
 from protocol.errors import ErrorCode
@@ -37,7 +42,8 @@ if TYPE_CHECKING:
 
     from agent.addresses import Address
     from agent.listeners import Peer, SocketListener
-    from agent.settings import LoadedSettings, Settings
+    from agent.settings import LoadedSettings, Sandbox, Settings
+    from guest.sandboxes.driver import Driver
     from handlers import Registry
 
 log = logging.getLogger(__name__)
@@ -45,18 +51,39 @@ log = logging.getLogger(__name__)
 _SENT_AWAY_AT_A_TIME = 64
 """Peers over the limit that get time to read so; to more of them it is said, and the connection closed at once."""
 
+_SANDBOX_GRACE = 1.0
+"""Seconds at least that sandboxes get to stop by themselves, however long the requests took."""
+
 _OBJECTS_BETWEEN_COLLECTIONS = 10_000
 """What some hundred requests under way make anew, and soon let go of: to look at it more often is for nothing."""
 
 
 def build_guest(settings: Settings) -> Guest:
     """The services of the machine that this process runs on."""
+    sandboxes = _sandbox_manager(settings.sandbox)
     return Guest(
         clock=ClockFollower(SystemClock(), settings.clock.follow_host),
         disks=Disks(settings.disk.trim_mounts),
         files=Files(),
-        power=Power(power_switch(settings.power.off)),
+        power=Power(power_switch(settings.power.off), [Stopper("sandboxes", sandboxes.stop_all)]),
+        sandboxes=sandboxes,
         system=system.System(),
+    )
+
+
+def _sandbox_manager(settings: Sandbox) -> SandboxManager:
+    data_dir = Path(settings.data_dir)
+
+    def load_driver() -> Driver:
+        from guest.sandboxes.oci.driver import OciDriver  # noqa: PLC0415  heavy, and not every guest has sandboxes
+
+        return OciDriver(data_dir, settings.runtime, settings.init, settings.max_processes)
+
+    return SandboxManager(
+        OnDemandDriver("oci", data_dir, load_driver),
+        Records(data_dir / "records"),
+        EventHub(),
+        Defaults(rootfs=settings.rootfs, vcpus=settings.default_vcpus, memory_mib=settings.default_memory_mib),
     )
 
 
@@ -136,7 +163,10 @@ class Server:
         self._context = Context(guest=self._guest, version=__version__)
 
     async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT; then finish what runs, within `shutdown_grace`. A second one ends that."""
+        """Serve until SIGTERM or SIGINT; then finish what runs, within `shutdown_grace`. A second one ends that.
+
+        Sandboxes are stopped last: the next agent would find them, and could do nothing with them but remove them.
+        """
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with trio.open_nursery() as services:
                 self._start_services(services)
@@ -146,11 +176,13 @@ class Server:
                         await _next_signal(signals)
                         self._notifier.tell(STOPPING="1", STATUS="finishing requests")
                         listeners.cancel_scope.cancel()
-                    hurry = connections.cancel_scope
-                    services.start_soon(_cancel_at_signal, signals, hurry)
-                    hurry.deadline = trio.current_time() + self._settings.shutdown_grace
+                    finishing = connections.cancel_scope
+                    services.start_soon(self._hurry_at_signal, signals, finishing)
+                    finishing.deadline = trio.current_time() + self._settings.shutdown_grace
                     for connection in self._open:
                         connection.drain()
+                self._notifier.tell(STATUS="stopping sandboxes")
+                await self._guest.sandboxes.stop_all(max(_SANDBOX_GRACE, finishing.deadline - trio.current_time()))
                 services.cancel_scope.cancel()
         log.info("stopped")
 
@@ -159,9 +191,15 @@ class Server:
         for name, service in (
             ("watchdog", self._notifier.beat),
             ("power", self._guest.power.run),
+            ("sandboxes", self._guest.sandboxes.run),
             ("disk trim", partial(self._guest.disks.trim_periodically, interval)),
         ):
             services.start_soon(supervise, name, service, name=name)
+
+    async def _hurry_at_signal(self, signals: AsyncIterator[int], finishing: trio.CancelScope) -> None:
+        await _next_signal(signals)
+        finishing.cancel()
+        await self._guest.sandboxes.stop_all(0)
 
     def _start_listeners(self, listeners: trio.Nursery, connections: trio.Nursery) -> None:
         for passed in self._passed:
@@ -229,8 +267,3 @@ async def _next_signal(signals: AsyncIterator[int]) -> None:
     async for number in signals:
         log.info("stopping", extra={"signal": signal.Signals(number).name})
         return
-
-
-async def _cancel_at_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
-    await _next_signal(signals)
-    scope.cancel()

@@ -72,6 +72,7 @@ _COUNT = Rule(lambda number: number >= 1, "a whole number, at least 1")
 _SECONDS = Rule(lambda number: 0 <= number < math.inf, "a number of seconds, at least 0")
 _SECONDS_ABOVE_0 = Rule(lambda number: 0 < number < math.inf, "a number of seconds above 0")
 _PATH = Rule(_is_absolute, "an absolute path")
+_PATH_OR_NONE = Rule(lambda path: not path or _is_absolute(path), "an absolute path, or nothing")
 _PATHS = Rule(lambda paths: all(map(_is_absolute, paths)), "a list of absolute paths")
 _FRAME_SIZE = Rule(lambda size: 4 <= size <= MAX_LENGTH, f"a whole number of bytes from 4 to {MAX_LENGTH}")
 _CIDS = Rule(lambda cids: all(0 <= cid < 2**32 for cid in cids), "a list of CIDs, whole numbers below 4294967296")
@@ -162,8 +163,26 @@ class Sandbox:
     """Sandboxes."""
 
     data_dir: str = setting(
-        "/var/lib/arcbox/sandboxes", "The directory that holds their records, files and snapshots.", _PATH
+        "/var/lib/arcbox/sandboxes",
+        "The directory that holds their records, files and snapshots, on a file system that an overlay can write to.",
+        _PATH,
     )
+    rootfs: str = setting(
+        "",
+        "The root file system of sandboxes that name none: a directory, or an image file (ext4, squashfs, erofs)."
+        " `arcbox-agent rootfs build` makes a small one.",
+        _PATH_OR_NONE,
+    )
+    runtime: Literal["crun", "runc"] = setting("crun", "The OCI runtime that isolates them.")
+    init: str = setting(
+        "",
+        "The program that is PID 1 in each: static, and reaping what is left behind when it is called with -P."
+        " Empty for catatonit, which is looked for where programs are.",
+        _PATH_OR_NONE,
+    )
+    default_vcpus: int = setting(1, "Processors for sandboxes that ask for no number of them.", _COUNT)
+    default_memory_mib: int = setting(512, "Memory for sandboxes that ask for no amount of it, in MiB.", _COUNT)
+    max_processes: int = setting(1024, "Processes, and threads, that may run in a sandbox at the same time.", _COUNT)
 
 
 @frozen(kw_only=True)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from agent.transport import MemoryStream
     from guest import Guest
+    from guest.sandboxes.manager import SandboxManager
     from handlers import Registry
 
 VERSION = "1.2.3-test"
@@ -70,7 +71,7 @@ async def memory_connection(
 
     Args:
         registry: the commands; those of the agent by default.
-        guest: what they work on; a guest of fakes by default.
+        guest: what they work on, its services run by the caller; by default a guest of fakes whose sandboxes work.
         limits: the settings of the connection.
     """
     context = Context(guest=guest or fake_guest(), version=VERSION)
@@ -79,9 +80,17 @@ async def memory_connection(
         MemoryTransport(ours), registry or default_registry(), context, limits or Limits(), "memory"
     )
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(connection.serve)
+        nursery.start_soon(_serve, connection, context.guest.sandboxes if guest is None else None)
         try:
             yield MemoryPeer(theirs, connection)
         finally:
             theirs.send_stream.close()
             theirs.receive_stream.close()
+
+
+async def _serve(connection: Connection, sandboxes: SandboxManager | None) -> None:
+    async with trio.open_nursery() as services:
+        if sandboxes is not None:
+            services.start_soon(sandboxes.run)
+        await connection.serve()
+        services.cancel_scope.cancel()

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from guest.disks import Disks
     from guest.files import Files
     from guest.power import Power
+    from guest.sandboxes.manager import SandboxManager
     from guest.system import System
 
 
@@ -22,4 +23,5 @@ class Guest:
     disks: Disks
     files: Files
     power: Power
+    sandboxes: SandboxManager
     system: System

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import trio
 from attrs import Factory, define
@@ -15,7 +16,11 @@ from guest.clock import ClockFollower
 from guest.disks import Disks
 from guest.files import Files
 from guest.power import Power
+from guest.sandboxes.testing import fake_manager
 from guest.system import Memory, System
+
+if TYPE_CHECKING:
+    from guest.sandboxes.manager import SandboxManager
 
 
 @define
@@ -73,19 +78,24 @@ def fake_system() -> System:
     )
 
 
-def fake_guest(
+def fake_guest(  # noqa: PLR0913  by name, and each has a default
     *,
     clock: ClockFollower | None = None,
     disks: Disks | None = None,
     files: Files | None = None,
     power: Power | None = None,
+    sandboxes: SandboxManager | None = None,
     system: System | None = None,
 ) -> Guest:
-    """A guest of fakes, but for the services that are given. Its files are the real ones, which it only reads."""
+    """A guest of fakes, but for the services that are given. Its files are the real ones, which it only reads.
+
+    Its sandboxes are in memory, and there while somebody has `guest.sandboxes.run` running.
+    """
     return Guest(
         clock=clock or ClockFollower(FakeClock(), enabled=True),
         disks=disks or Disks(mounts=()),
         files=files or Files(),
         power=power or Power(FakePowerSwitch()),
+        sandboxes=sandboxes or fake_manager(),
         system=system or fake_system(),
     )

@@ -19,6 +19,8 @@ from ._registry import Registry, Route
 from .disks import DiskTrim
 from .files import MmapReadFile
 from .power import Shutdown
+from .sandbox_streams import SandboxEvents, SandboxExec, SandboxRun
+from .sandboxes import SandboxCreate, SandboxInspect, SandboxList, SandboxRemove, SandboxStop
 from .system import GetSystemInfo, Ping
 
 __all__ = [
@@ -42,4 +44,20 @@ __all__ = [
 
 def default_registry() -> Registry:
     """The commands of the agent as it is shipped."""
-    return Registry([Ping, GetSystemInfo, MmapReadFile, DiskTrim, Shutdown])
+    return Registry(
+        [
+            Ping,
+            GetSystemInfo,
+            MmapReadFile,
+            DiskTrim,
+            Shutdown,
+            SandboxCreate,
+            SandboxStop,
+            SandboxRemove,
+            SandboxInspect,
+            SandboxList,
+            SandboxRun,
+            SandboxExec,
+            SandboxEvents,
+        ]
+    )

@@ -25,6 +25,7 @@ SETTINGS = """\
 clock.follow_host = false
 power.off = "disabled"
 disk.trim_mounts = []
+sandbox.data_dir = "$DIRECTORY/sandboxes"
 """
 
 _OF_A_SERVICE_MANAGER = frozenset({"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_USEC", "WATCHDOG_PID"})
@@ -67,14 +68,14 @@ def running_agent(
 
     Args:
         directory: for its socket, settings and log.
-        settings: its settings file, in TOML.
+        settings: its settings file, in TOML, in which $DIRECTORY stands for the directory.
         command: the program; `serve --config FILE --listen ADDRESS` is added.
 
     Raises:
         AgentStartError: it ended, or was not ready within 20 s.
     """
     config, log_path, address = directory / "agent.toml", directory / "agent.log", f"unix:{directory}/agent.sock"
-    config.write_text(settings)
+    config.write_text(settings.replace("$DIRECTORY", str(directory)))
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifications, log_path.open("wb") as log:
         notifications.bind(str(directory / "notify.sock"))
         environment = {name: value for name, value in os.environ.items() if name not in _OF_A_SERVICE_MANAGER}

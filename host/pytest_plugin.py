@@ -41,7 +41,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def arcbox_agent_settings() -> str:
-    """The settings of `arcbox_agent`, TOML. Override it to have others; these keep its hands off the machine."""
+    """The settings of `arcbox_agent`, TOML. Override it to have others; these keep its hands off the machine.
+
+    $DIRECTORY in it stands for a directory that is removed with the agent.
+    """
     settings: str = import_module("host._agent_process").SETTINGS
     return settings
 

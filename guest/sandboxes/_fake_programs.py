@@ -138,8 +138,8 @@ class TerminalSizes(Program):
         process.exit(0)
 
 
-def _printenv(process: FakeProcess) -> str:
-    return "".join(f"{process.env[name]}\n" for name in process.command.argv[1:])
+def _environment(process: FakeProcess) -> str:
+    return " ".join(process.env[name] for name in ("COLOR", "SHAPE", "PATH")) + "\n"
 
 
 BY_NAME: Final[Mapping[str, Program]] = {
@@ -148,7 +148,6 @@ BY_NAME: Final[Mapping[str, Program]] = {
     "false": Say(exit_code=1),
     "hostname": Say(lambda process: f"{process.sandbox_id}\n"),
     "id": Say(lambda process: f"{process.uid}\n"),
-    "printenv": Say(_printenv),
     "pwd": Say(lambda process: f"{process.working_dir}\n"),
     "sleep": Program(),
     "true": Say(),
@@ -157,6 +156,7 @@ BY_NAME: Final[Mapping[str, Program]] = {
 
 SCRIPTS: Final[Mapping[str, Program]] = {
     "exit 7": Say(exit_code=7),
+    "echo $COLOR $SHAPE $PATH": Say(_environment),
     "kill -9 $$": Say(exit_code=SIGNALLED + SIGKILL),
     "kill -15 $$": Say(exit_code=SIGNALLED + SIGTERM),
     "echo out; echo err >&2": Say(lambda _process: "out\n", errors="err\n"),

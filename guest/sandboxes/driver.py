@@ -113,3 +113,6 @@ class Driver(Protocol):
 
     async def existing(self) -> Sequence[str]:
         """The ids of the sandboxes of which anything is left on this machine, those of a former agent too."""
+
+    async def close(self) -> None:
+        """Let go of everything that is not a sandbox's. The driver can be used again."""

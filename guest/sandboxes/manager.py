@@ -38,10 +38,13 @@ DEFAULT_GRACE: Final = 30.0
 """Seconds that the processes of a sandbox have to end by themselves, when nobody says how many."""
 
 _SHUTDOWN_GRACE: Final = 5.0
-"""The same, when all sandboxes are stopped at once: the machine is about to be powered off."""
+"""The same, when all sandboxes are stopped at once, because the agent ends or the machine is to be powered off."""
 
 _STATISTICS_PATIENCE: Final = 5.0
 """Seconds that the driver has to tell what a sandbox uses."""
+
+_CLOSING_PATIENCE: Final = 5.0
+"""Seconds that the driver has to let go of the machine."""
 
 _OPENING_PATIENCE: Final = 10.0
 """Seconds for which requests wait for `run` to have found out what a former agent left."""
@@ -109,6 +112,8 @@ class SandboxManager:
         finally:
             self._lives.clear()
             self._loaded, self._swept = trio.Event(), trio.Event()
+            with trio.move_on_after(_CLOSING_PATIENCE, shield=True):
+                await self._driver.close()
 
     async def opened(self) -> None:
         """Wait until `get` and `list` know of all sandboxes: some milliseconds from the start of `run`.
@@ -187,12 +192,15 @@ class SandboxManager:
         await self.opened()
         await self._find(sandbox_id).remove(force=force)
 
-    async def stop_all(self) -> None:
-        """Stop all sandboxes that are not stopped yet, and log what can't be."""
+    async def stop_all(self, grace: float = _SHUTDOWN_GRACE) -> None:
+        """Stop all sandboxes that are not stopped yet, and log what can't be.
+
+        Called again meanwhile, with a shorter `grace`, it takes no longer than that.
+        """
         async with trio.open_nursery() as nursery:
             for life in self._lives.values():
                 if life.sandbox.state is not State.FAILED:
-                    nursery.start_soon(_stop_quietly, life)
+                    nursery.start_soon(_stop_quietly, life, grace)
 
     @asynccontextmanager
     async def process(
@@ -296,9 +304,11 @@ class SandboxManager:
         try:
             with trio.fail_after(PATIENCE):
                 return await self._driver.existing()
+        except GuestError as error:
+            log.info("no sandboxes here", extra={"reason": str(error)})
         except Exception:
             log.exception("what a former agent left can't be found")
-            return ()
+        return ()
 
     def _check_loaded(self) -> None:
         if not self._loaded.is_set():
@@ -317,8 +327,8 @@ async def _wait_for(event: trio.Event) -> None:
     raise UnavailableError("sandboxes are not available: the agent is not ready for them yet, or its log says why")
 
 
-async def _stop_quietly(life: Life) -> None:
+async def _stop_quietly(life: Life, grace: float) -> None:
     try:
-        await life.stop(_SHUTDOWN_GRACE)
+        await life.stop(grace)
     except GuestError as error:
         log.warning("sandbox not stopped", extra={"sandbox": life.id, "reason": str(error)})

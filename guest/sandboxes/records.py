@@ -44,7 +44,7 @@ class Records:
         """All records, the oldest sandbox first. Those that can't be read are logged, and left where they are.
 
         Raises:
-            OSError: the directory can't be read, or made.
+            OSError: the directory can't be read. One that is not there has no records.
         """
         sandboxes: list[Sandbox] = []
         await self._in_thread(self._load, sandboxes)
@@ -74,8 +74,7 @@ class Records:
             await trio.to_thread.run_sync(function, *args, limiter=self._limiter)
 
     def _load(self, sandboxes: list[Sandbox]) -> None:
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for path in self._directory.iterdir():
+        for path in self._directory.iterdir() if self._directory.exists() else ():
             if path.suffix == ".tmp":  # from an agent that was killed while it wrote
                 with suppress(OSError):
                     path.unlink()
@@ -100,12 +99,13 @@ def read(path: Path) -> Sandbox:
 
 
 def write(path: Path, sandbox: Sandbox) -> None:
-    """Replace a record, so that at no time there is half of one.
+    """Replace a record, so that at no time there is half of one. Its directory is made if it is not there.
 
     Raises:
         OSError: it can't be written. What was there before still is.
     """
     data = encode(sandbox)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:

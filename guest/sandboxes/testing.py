@@ -15,7 +15,10 @@ from attrs import Factory, define, field
 
 from guest.errors import InvalidArgumentError, UnavailableError
 from guest.sandboxes import _fake_programs as programs
-from guest.sandboxes.model import SIGNALLED, Statistics
+from guest.sandboxes.events import EventHub
+from guest.sandboxes.manager import Defaults, SandboxManager
+from guest.sandboxes.model import SIGNALLED, Sandbox, Statistics
+from guest.sandboxes.records import Records
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -29,6 +32,30 @@ ROOTFS: Final = "/rootfs"
 _KILLED: Final = SIGNALLED + programs.SIGKILL
 _DIRECTORIES: Final = ("/", "/tmp")  # noqa: S108  names in a sandbox that does not exist
 _UIDS: Final = {"root": 0, "nobody": 65534}
+
+
+def fake_manager(driver: FakeDriver | None = None) -> SandboxManager:
+    """A manager of sandboxes in memory. They are there while its `run` runs."""
+    return SandboxManager(driver or FakeDriver(), FakeRecords(), EventHub(), Defaults(rootfs=ROOTFS))
+
+
+class FakeRecords(Records):
+    """Records that are kept on no disk."""
+
+    def __init__(self) -> None:
+        self._sandboxes: dict[str, Sandbox] = {}
+
+    async def load(self) -> list[Sandbox]:
+        await trio.lowlevel.checkpoint()
+        return list(self._sandboxes.values())
+
+    async def save(self, sandbox: Sandbox) -> None:
+        await trio.lowlevel.checkpoint()
+        self._sandboxes[sandbox.id] = sandbox
+
+    async def delete(self, sandbox_id: str) -> None:
+        await trio.lowlevel.checkpoint()
+        self._sandboxes.pop(sandbox_id, None)
 
 
 @define(eq=False)
@@ -306,6 +333,9 @@ class FakeDriver:
     async def existing(self) -> Sequence[str]:
         await self._begin("existing", "")
         return list(self.sandboxes)
+
+    async def close(self) -> None:
+        """Nothing: it has nothing."""
 
     async def _begin(self, method: str, sandbox_id: str) -> None:
         self.calls.append((method, sandbox_id))

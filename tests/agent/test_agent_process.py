@@ -98,7 +98,7 @@ def agent_process(
     directory: Path, *arguments: str, settings: str = "", passed: list[socket.socket] | None = None
 ) -> Iterator[Agent]:
     """Start an agent that tells the manager when it is ready."""
-    (directory / "agent.toml").write_text(SETTINGS + settings)
+    (directory / "agent.toml").write_text((SETTINGS + settings).replace("$DIRECTORY", str(directory)))
     command = [*COMMAND, "serve", "--config", str(directory / "agent.toml"), *arguments]
     numbers = [one.fileno() for one in passed or []]
     if passed:
@@ -147,7 +147,7 @@ def test_a_signal_ends_the_process_with_status_0_and_takes_its_file_away(
             assert pings(client)
             assert agent.stop(number) == 0
             assert client.recv(1) == b""
-        assert manager.heard() == ["STOPPING=1", "STATUS=finishing requests"]
+        assert manager.heard() == ["STOPPING=1", "STATUS=finishing requests", "STATUS=stopping sandboxes"]
         assert not path.exists()
 
 

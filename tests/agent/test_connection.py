@@ -154,7 +154,7 @@ async def test_any_requests_however_cut_are_answered_in_order(kinds: list[str], 
         "ping": (T.PingRequest, b""),
         "unknown": (0x7777, b"abc"),
         "corrupt": (T.PingRequest, b"\xff"),
-        "unsupported": (T.SandboxListRequest, b""),
+        "unsupported": (T.SandboxCheckpointRequest, b""),
         "fails": (T.ShutdownRequest, b"\x08"),
         "info": (T.GetSystemInfoRequest, b"what is in here is ignored"),
     }
@@ -196,7 +196,9 @@ async def test_a_type_that_is_no_request_is_skipped_with_error_400(request_type:
         assert await still_answers(peer)
 
 
-@pytest.mark.parametrize("request_type", [T.SandboxCreateRequest, T.KubernetesStartRequest, T.SandboxRunRequest])
+@pytest.mark.parametrize(
+    "request_type", [T.SandboxCheckpointRequest, T.KubernetesStartRequest, T.SandboxRestoreRequest]
+)
 async def test_a_request_that_has_no_command_is_error_501_with_its_name(request_type: MessageType) -> None:
     async with memory_connection() as peer:
         await peer.send(request_type, trace_id="a")

@@ -17,8 +17,16 @@ NOW_SUPPORTED = {
     MessageType.MmapReadFileRequest,
     MessageType.DiskTrimRequest,
     MessageType.ShutdownRequest,
+    MessageType.SandboxCreateRequest,
+    MessageType.SandboxStopRequest,
+    MessageType.SandboxRemoveRequest,
+    MessageType.SandboxInspectRequest,
+    MessageType.SandboxListRequest,
+    MessageType.SandboxRunRequest,
+    MessageType.SandboxExecRequest,
+    MessageType.SandboxEventsRequest,
 }
-SLOW = {MessageType.DiskTrimRequest}
+SLOW = {MessageType.DiskTrimRequest, MessageType.SandboxStopRequest, MessageType.SandboxRemoveRequest}
 LATER = [kind for kind, exchange in EXCHANGES.items() if exchange.reply is not None and kind not in NOW_SUPPORTED]
 
 

@@ -28,7 +28,7 @@ from guest.errors import GuestError
 from guest.sandboxes.model import Statistics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from guest.sandboxes.oci.hierarchies import Hierarchies
@@ -37,6 +37,9 @@ CLIENTS: Final = ".clients"
 
 _PATIENCE: Final = 10.0
 """Seconds in which processes that were killed must be gone."""
+
+_STARTING: Final = 2.0
+"""Seconds in which a process that is being started should have been: usually 0.01."""
 
 _GONE: Final = (errno.ENOENT, errno.ENODEV, errno.ESRCH)
 """A cgroup, or process, that has ceased to be there; ENODEV when a file of it is still open."""
@@ -125,13 +128,19 @@ class SandboxCgroups:
             return ProcessGroup(None, path, path)
         return ProcessGroup(f"p/{number}", path, self._clients / str(number))
 
-    def terminate(self) -> None:
-        """Send SIGTERM to all but the init. Not to the runtime's clients, who would end, and lose the exit code."""
-        own = os.stat("/proc/self/ns/pid").st_ino
-        for pid in list(_pids(self.processes)):
-            with suppress(OSError):
-                if os.stat(f"/proc/{pid}/ns/pid").st_ino != own:
-                    os.kill(pid, signal.SIGTERM)
+    async def terminate(self, is_starting: Callable[[int], bool]) -> None:
+        """Send SIGTERM to all but the init. Not to the runtime's clients, who would end, and lose the exit code.
+
+        Args:
+            is_starting: whether a process is still the runtime's, which is about to become what it shall run. It is
+                waited for: the signal is for that, and would make the runtime fail.
+        """
+        pending = await trio.to_thread.run_sync(lambda: list(self._groups()))
+        deadline = trio.current_time() + _STARTING
+        while pending:
+            patient = trio.current_time() < deadline
+            pending = await trio.to_thread.run_sync(_terminate, pending, is_starting if patient else lambda _pid: False)
+            await trio.sleep(0.002)
 
     async def empty(self) -> None:
         """Wait until there is no process but the init."""
@@ -198,6 +207,13 @@ class SandboxCgroups:
     def _v1(self, controller: str) -> Path:
         return self._hierarchies.controller(controller) / self._name / self._id
 
+    def _groups(self) -> Iterator[ProcessGroup]:
+        """Those that are there."""
+        with suppress(FileNotFoundError):
+            for path in self.processes.iterdir():
+                if path.name.isdecimal():
+                    yield self.group(int(path.name))
+
     def _places(self) -> list[Path]:
         """Every directory that the sandbox may have in any hierarchy."""
         v1 = [path / self._name / self._id for path in dict.fromkeys(self._hierarchies.v1.values())]
@@ -223,6 +239,30 @@ def remove_parents(hierarchies: Hierarchies, name: str) -> None:
     for root in (hierarchies.unified, *dict.fromkeys(hierarchies.v1.values())):
         _remove(root / name / CLIENTS)
         _remove(root / name)
+
+
+def _terminate(groups: Sequence[ProcessGroup], is_starting: Callable[[int], bool]) -> list[ProcessGroup]:
+    """Send SIGTERM to the processes of groups, but for those where one is just being started, which are returned."""
+    own = os.stat("/proc/self/ns/pid").st_ino
+    starting = []
+    for group in groups:
+        pids = [pid for pid in _pids(group.path) if _pid_namespace(pid) not in (own, None)]
+        clients = any(_pids(group.entry))
+        if (clients and not pids) or any(map(is_starting, pids)):
+            starting.append(group)
+            continue
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+    return starting
+
+
+def _pid_namespace(pid: int) -> int | None:
+    """The inode of a process's pid namespace; None if it is gone."""
+    try:
+        return os.stat(f"/proc/{pid}/ns/pid").st_ino
+    except OSError:
+        return None
 
 
 def kill(path: Path) -> None:

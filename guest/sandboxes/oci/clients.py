@@ -7,6 +7,7 @@ cannot have started anything before, so no descendant is ever outside of the gro
 from __future__ import annotations
 
 import os
+import signal
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
@@ -14,6 +15,7 @@ import trio
 from attrs import define, frozen
 
 from guest.errors import TimedOutError
+from guest.sandboxes.model import SIGNALLED
 from guest.sandboxes.oci.child import Child
 from guest.sandboxes.oci.pipes import End, Input, enlarge
 
@@ -25,6 +27,11 @@ if TYPE_CHECKING:
 _PATIENCE: Final = 10.0
 """Seconds in which a client must have read the configuration: a pipe holds most of them, so hardly any has to wait."""
 
+KILLED: Final = SIGNALLED + signal.SIGKILL
+
+_FAILURES: Final = (1, 255)
+"""What runtimes end with when they can't start a process."""
+
 
 @frozen
 class Order:
@@ -35,6 +42,7 @@ class Order:
 
     configuration: bytes
     group: ProcessGroup
+    sandbox_ended: Callable[[], bool]
 
 
 @define(eq=False)
@@ -43,10 +51,9 @@ class Client:
 
     child: Child
     group: ProcessGroup
+    _order: Order
     _pipe: int
     """From which it reads the configuration."""
-
-    _configuration: bytes
 
     @classmethod
     def start(cls, order: Order, stdin: int, stdout: int, stderr: int, *, cwd: str | None = None) -> Client:
@@ -69,7 +76,7 @@ class Client:
             with suppress(ProcessLookupError):  # it has ended: its exit code, and what it wrote, say why
                 order.group.enter(child.pid)
             on_failure.pop_all()
-        return cls(child, order.group, writer, order.configuration)
+        return cls(child, order.group, order, writer)
 
     async def tell(self) -> None:
         """Have it run the process. Must be called once.
@@ -80,7 +87,7 @@ class Client:
         end = End(self._pipe)
         try:
             with trio.fail_after(_PATIENCE):
-                await Input(end).send(self._configuration)
+                await Input(end).send(self._order.configuration)
         except trio.BrokenResourceError:
             pass  # it has ended
         except trio.TooSlowError:
@@ -88,10 +95,21 @@ class Client:
         finally:
             end.close()
 
-    async def close(self) -> None:
-        """Kill the process's whole tree unless the process has ended, and forget it."""
+    async def wait(self) -> int:
+        """Wait for the process's end; its exit code, or 128 + n when signal n killed it."""
+        exit_code = await self.child.wait()
+        if exit_code in _FAILURES and self._order.sandbox_ended():
+            return KILLED  # the sandbox's end kills all that is in it; the client was too late to see that
+        return exit_code
+
+    def kill(self) -> None:
+        """Kill the process's whole tree unless the process has ended."""
         if not self.child.ended():
             self.group.kill()
+
+    async def close(self) -> None:
+        """Kill the tree as above, and forget it."""
+        self.kill()
         await self.child.close()
 
 

@@ -112,7 +112,7 @@ class OciDriver:
             yield process
 
     async def terminate(self, sandbox_id: str) -> None:
-        await trio.to_thread.run_sync(self._find(sandbox_id).cgroups.terminate)
+        await self._find(sandbox_id).terminate()
 
     async def idle(self, sandbox_id: str) -> None:
         await self._find(sandbox_id).cgroups.empty()
@@ -157,7 +157,7 @@ class OciDriver:
             sandbox.watch.close()
         self._live.clear()
         if equipment is not None:
-            await trio.to_thread.run_sync(equipment.close)
+            await trio.to_thread.run_sync(equipment.close, abandon_on_cancel=True)  # it may wait for a call that hangs
 
     def _equip(self) -> Equipment:
         if self._equipment is None:

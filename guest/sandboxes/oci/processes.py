@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -39,7 +38,7 @@ class PipedProcess:
         """Nothing: it has no terminal."""
 
     async def wait(self) -> int:
-        return await self._client.child.wait()
+        return await self._client.wait()
 
     async def kill(self) -> None:
         self._client.group.kill()
@@ -52,9 +51,6 @@ class TerminalProcess:
 
     _client: Client
     _master: End
-    _relayed: bool
-    """Whether the process has another terminal, and the client relays between them."""
-
     stdout: Output
     stderr: None = None
     _stdin_ended: bool = field(init=False, default=False)
@@ -72,11 +68,9 @@ class TerminalProcess:
     def resize(self, size: TerminalSize) -> None:
         if self._master.fd >= 0:
             pipes.resize(self._master.fd, size)
-        if self._relayed:
-            self._client.child.signal(signal.SIGWINCH)
 
     async def wait(self) -> int:
-        return await self._client.child.wait()
+        return await self._client.wait()
 
     async def kill(self) -> None:
         self._client.group.kill()
@@ -90,15 +84,17 @@ async def piped(started: PipedClient) -> AsyncIterator[PipedProcess]:
     try:
         yield PipedProcess(started.client, stdin, Output(stdout), Output(stderr))
     finally:
+        started.client.kill()  # first: who sees the end of its stdin may end by itself, and be taken for one that did
         for end in (stdin, stdout, stderr):
             end.close()
 
 
 @asynccontextmanager
-async def with_terminal(client: Client, master: int, *, relayed: bool) -> AsyncIterator[TerminalProcess]:
+async def with_terminal(client: Client, master: int) -> AsyncIterator[TerminalProcess]:
     """The same with a terminal."""
     end = End(master)
     try:
-        yield TerminalProcess(client, end, relayed, Output(end))
+        yield TerminalProcess(client, end, Output(end))
     finally:
+        client.kill()
         end.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -11,6 +12,7 @@ import trio
 from attrs import define
 
 from guest.errors import GuestError, TimedOutError
+from guest.sandboxes.oci import waiting_client
 from guest.sandboxes.oci.child import Child
 
 if TYPE_CHECKING:
@@ -41,9 +43,17 @@ class Runtime:
     _namespace: MountNamespace
 
     @property
-    def is_runc(self) -> bool:
+    def _is_runc(self) -> bool:
         """Whether it is runc, or one that is called so; all others are taken for crun."""
         return os.path.basename(self.path) == "runc"
+
+    def is_at(self, pid: int) -> bool:
+        """Whether a process is the runtime itself: by its program, or a copy of it in memory, as runtimes make one."""
+        try:
+            program = f"/proc/{pid}/exe"
+            return os.readlink(program).startswith("/memfd:") or os.path.samefile(program, self.path)
+        except OSError:
+            return False
 
     async def run(self, sandbox_id: str, bundle: Path, entered: Callable[[int], None]) -> int:
         """Start the sandbox that a bundle describes; the process id of its init.
@@ -64,16 +74,22 @@ class Runtime:
         except (OSError, ValueError) as error:
             raise GuestError(f"{self.path} has not told the process id of the sandbox's init") from error
 
-    def exec_argv(self, sandbox_id: str, process: int, *, cgroup: str | None, console_socket: str | None) -> list[str]:
+    def exec_argv(
+        self, sandbox_id: str, process: int, *, pid_file: str, cgroup: str | None, console_socket: str | None
+    ) -> list[str]:
         """The command line of a client that runs a process, and ends with its exit code.
 
         Args:
             sandbox_id: the sandbox.
             process: an open file with the process's configuration. The client starts nothing before it has read it all.
+            pid_file: a file that the client may need.
             cgroup: below the sandbox's, in cgroup2; None to leave the process in the sandbox's.
             console_socket: where the master of the process's terminal is to be sent; None for none.
         """
         argv = [self.path, "--root", str(self._state), "exec", "--process", f"/proc/self/fd/{process}"]
+        if self._is_runc:
+            argv = [sys.executable, "-I", "-S", waiting_client.__file__, str(process), pid_file, *argv]
+            argv += ["--detach", "--pid-file", pid_file]
         if cgroup is not None:
             argv += ["--cgroup", cgroup]
         if console_socket is not None:

@@ -16,7 +16,7 @@ from guest.errors import GuestError, InvalidArgumentError, UnavailableError
 from guest.sandboxes.oci import bundle, lookup, processes, users
 from guest.sandboxes.oci.clients import Order, PipedClient
 from guest.sandboxes.oci.root_files import open_path, opened
-from guest.sandboxes.oci.terminals import ConsoleSocket, RelayedTerminal
+from guest.sandboxes.oci.terminals import ConsoleSocket
 from guest.sandboxes.oci.unstarted import Unstarted
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from guest.sandboxes.oci.namespace import MountNamespace
     from guest.sandboxes.oci.runtime import Runtime
 
-    Started = PipedClient | RelayedTerminal | ConsoleSocket
+    Started = PipedClient | ConsoleSocket
 
 
 @define(eq=False, kw_only=True)
@@ -78,6 +78,10 @@ class LiveSandbox:
             )
         return "its init has ended, which nobody asked for: it was killed, say"
 
+    async def terminate(self) -> None:
+        """Send SIGTERM to all that runs."""
+        await self.cgroups.terminate(self._runtime.is_at)
+
     @asynccontextmanager
     async def process(self, command: Command) -> AsyncIterator[Process]:
         """Run a process; its tree is killed when the context is left before its end."""
@@ -116,13 +120,15 @@ class LiveSandbox:
         return self._start_client(command, group, configuration)
 
     def _start_client(self, command: Command, group: ProcessGroup, configuration: bytes) -> Started:
-        socket = None if self._runtime.is_runc or command.terminal is None else f"terminal-{self._started}"
-        argv = partial(self._runtime.exec_argv, self.id, cgroup=group.runtime_name, console_socket=socket)
-        order = Order(argv, configuration, group)
-        if command.terminal is None:
-            return PipedClient.start(order)
+        name = f"{self._started}"
+        socket = None if command.terminal is None else f"terminal-{name}"
+        pid_file = str(self.directory / f"process-{name}.pid")
+        argv = partial(
+            self._runtime.exec_argv, self.id, pid_file=pid_file, cgroup=group.runtime_name, console_socket=socket
+        )
+        order = Order(argv, configuration, group, self.watch.ended)
         if socket is None:
-            return RelayedTerminal.start(order, command.terminal)
+            return PipedClient.start(order)
         return ConsoleSocket.start(order, str(self.directory), socket)
 
     @contextmanager
@@ -146,18 +152,13 @@ async def _begun(started: Started) -> AsyncIterator[Process]:
             await client.tell()
             yield piped
         return
-    if isinstance(started, RelayedTerminal):
-        async with processes.with_terminal(client, started.master, relayed=True) as relayed:
-            await client.tell()
-            yield relayed
-        return
     try:
         await client.tell()
         master = await started.receive()
     finally:
         started.close()
-    async with processes.with_terminal(client, master, relayed=False) as direct:
-        yield direct
+    async with processes.with_terminal(client, master) as terminal:
+        yield terminal
 
 
 def _check_directory(root: int, path: str) -> None:

@@ -1,8 +1,7 @@
-"""Clients whose process has a terminal.
+"""Clients whose process has a terminal: the runtime opens it, and sends the master to a socket.
 
-crun (1.8) sends the terminal's master to a socket; as a relay between two terminals it takes a process's first output
-for an error message of its own, and passes no resize on. runc (1.1) sends the master only when it does not wait for the
-process, whose exit code is lost then; as a relay it works, resizes when it gets a SIGWINCH, and drains before it ends.
+As relays between two terminals neither will do: crun (1.8) takes a process's first output for an error message of its
+own, and passes no resize on.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import tty
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
@@ -18,11 +16,9 @@ import trio
 from attrs import define
 
 from guest.errors import GuestError, TimedOutError
-from guest.sandboxes.oci import pipes
 from guest.sandboxes.oci.clients import Client
 
 if TYPE_CHECKING:
-    from guest.sandboxes.model import TerminalSize
     from guest.sandboxes.oci.clients import Order
 
 _PATIENCE: Final = 10.0
@@ -30,32 +26,6 @@ _PATIENCE: Final = 10.0
 
 _COMPLAINT: Final = 4096
 """Bytes of what a client says of its failure."""
-
-
-@define(eq=False)
-class RelayedTerminal:
-    """A terminal of the agent's, from which the client relays to the process's."""
-
-    client: Client
-    master: int
-
-    @classmethod
-    def start(cls, order: Order, size: TerminalSize) -> RelayedTerminal:
-        """Start a client. Blocks; to be called in the driver's namespace.
-
-        Raises:
-            OSError: it can't be.
-        """
-        master, slave = os.openpty()
-        try:
-            tty.setraw(slave)  # before the client does: what is typed early must not be echoed by this one too
-            pipes.resize(master, size)
-            return cls(Client.start(order, slave, slave, slave), master)
-        except BaseException:
-            os.close(master)
-            raise
-        finally:
-            os.close(slave)
 
 
 @define(eq=False)

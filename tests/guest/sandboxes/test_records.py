@@ -86,7 +86,7 @@ async def test_records_come_back_the_oldest_first(tmp_path: Path) -> None:
 
 async def test_records_are_for_nobody_else_to_read(tmp_path: Path) -> None:
     directory = tmp_path / "records"
-    await Records(directory).load()
+    await Records(directory).save(WEB)
     assert directory.stat().st_mode & 0o777 == 0o700
 
 
@@ -138,7 +138,12 @@ async def test_a_full_disk_costs_the_new_record_and_not_the_old_one(
     assert await records.load() == [WEB]
 
 
-async def test_a_directory_that_can_not_be_made_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
+async def test_a_directory_that_can_not_be_read_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "records").write_text("")
     with pytest.raises(OSError, match="Not a directory"):
-        await Records(tmp_path / "file" / "records").load()
+        await Records(tmp_path / "records").load()
+
+
+async def test_where_there_are_no_records_none_is_made_by_looking_for_them(tmp_path: Path) -> None:
+    assert await Records(tmp_path / "records").load() == []
+    assert files(tmp_path) == []
