@@ -19,6 +19,9 @@ log = logging.getLogger("agent")
 _FAILED = 1
 _MISUSED = 2
 
+_OBJECTS_BETWEEN_COLLECTIONS = 8_000
+"""While modules are loaded. A few there have to be: attrs makes each class twice, and one of the two is garbage."""
+
 _FILE_HELP = (
     "settings in TOML; without this option, the file that the environment variable ARCBOX_AGENT_CONFIG names, else"
     " /etc/arcbox/agent.toml if it is there, else built-in defaults"
@@ -27,7 +30,7 @@ _FILE_HELP = (
 
 def main() -> int:
     """Be `arcbox-agent`; returns the exit status."""
-    gc.disable()  # nothing that start-up makes is garbage; the server turns it on again
+    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS, 50, 100)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the server takes over: no traceback of half an import
     _open_standard_streams()
     return run(sys.argv[1:])

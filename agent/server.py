@@ -125,7 +125,6 @@ async def _settle(server: Server) -> None:
         await supervise("warm-up", partial(trio.to_thread.run_sync, warm_up))
     gc.freeze()
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS, 10, 10)
-    gc.enable()
 
 
 def raise_file_limit() -> None:

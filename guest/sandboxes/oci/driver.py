@@ -157,6 +157,7 @@ class OciDriver:
             sandbox.watch.close()
         self._live.clear()
         if equipment is not None:
+            cgroups.remove_parents(equipment.hierarchies, self._cgroup)
             await trio.to_thread.run_sync(equipment.close, abandon_on_cancel=True)  # it may wait for a call that hangs
 
     def _equip(self) -> Equipment:
