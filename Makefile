@@ -17,7 +17,8 @@ help: ## show this list
 	@echo
 	@echo '  PYTHON=python3.12 chooses the interpreter; ARGS="..." is passed on by run, test and bench.'
 
-demo: bytecode ## start an agent, talk to it with arcboxctl, stop it
+demo: bytecode ## start an agent, talk to it with arcboxctl, run things in a sandbox, stop it
+	@tools/debian-packages --optional $(SANDBOX_TOOLS) mksquashfs=squashfs-tools
 	@tools/demo
 
 run: bytecode ## the agent in the foreground, clock and power off

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -10,6 +11,7 @@ from attrs import define, field
 
 from guest.errors import GuestError, InvalidArgumentError
 from guest.sandboxes.oci import linux, loop
+from guest.sandboxes.oci.root_files import open_path
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,7 +47,7 @@ class Images:
     """By device and inode: a file that takes the place of another is another image."""
 
     async def acquire(self, file: int) -> Image:
-        """The mount of an open image file. It stays until it was released as often as it was acquired.
+        """The mount of an image file, opened with O_PATH. It stays until it was released as often as it was acquired.
 
         Raises:
             InvalidArgumentError: there is no file system in the image.
@@ -78,7 +80,14 @@ class Images:
                     self._images = {key: other for key, other in self._images.items() if other is not image}
 
 
-def _mount(file: int, path: Path) -> None:
+def _mount(found: int, path: Path) -> None:
+    if not stat.S_ISREG(os.fstat(found).st_mode):
+        raise InvalidArgumentError("the root file system is neither a directory nor an image file")
+    with open_path(f"/proc/self/fd/{found}", os.O_RDONLY) as file:
+        _mount_file(file, path)
+
+
+def _mount_file(file: int, path: Path) -> None:
     kind = _kind(file)
     path.mkdir(parents=True, exist_ok=True)
     try:

@@ -110,7 +110,8 @@ async def _ready(
         except NotFoundError as error:
             raise click.ClickException(f"sandbox {sandbox_id} was removed before it was ready") from error
         if info.state not in _USABLE:
-            raise click.ClickException(f"sandbox {sandbox_id} is {info.state}: {info.error or 'before it was ready'}")
+            how = "has failed" if info.state == "failed" else f"is {info.state}"
+            raise click.ClickException(f"sandbox {sandbox_id} {how}: {info.error or 'before it was ready'}")
         return info
     raise TimedOutError(f"sandbox {sandbox_id} is not ready within {limit:g} s")
 

@@ -134,7 +134,7 @@ async def test_create_without_waiting_asks_once(cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("states", "error", "line"),
     [
-        (["starting", "failed"], "no such root file system", "sandbox box is failed: no such root file system"),
+        (["starting", "failed"], "no such root file system", "sandbox box has failed: no such root file system"),
         (["starting", "stopped"], "", "sandbox box is stopped: before it was ready"),
         (["starting", "removed"], "", "sandbox box was removed before it was ready"),
     ],
