@@ -1,0 +1,134 @@
+"""What a sandbox may use of the machine, and what its neighbours notice of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from guest.sandboxes.model import Command
+from guest.sandboxes.oci.driver import OciDriver
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
+
+    from guest.sandboxes.driver import Process
+    from tests.guest.sandboxes.oci.conftest import Boxes, World
+
+FORK_BOMB = "bomb() { bomb | bomb & }; bomb; sleep 1000"
+ECHO = "while read line; do echo $line; done"
+
+
+def echoing(boxes: Boxes, name: str) -> AbstractAsyncContextManager[Process]:
+    return boxes.world.driver.process(name, Command(argv=("sh", "-c", ECHO)))
+
+
+async def echoes(process: Process, word: bytes) -> bool:
+    await process.send_stdin(word + b"\n")
+    return bytes(await process.stdout.receive()) == word + b"\n"
+
+
+async def test_a_memory_hog_is_killed_and_nobody_else_notices(boxes: Boxes) -> None:
+    hog = await boxes("hog", memory_mib=32)
+    await boxes("neighbour")
+    async with echoing(boxes, "neighbour") as outside, echoing(boxes, "hog") as beside:
+        assert await echoes(outside, b"before")
+        result = await hog.sh("tail /dev/zero")
+        assert result.exit_code == 137
+        assert await echoes(outside, b"after")
+        assert await echoes(beside, b"in the same sandbox")
+    assert (await hog.run("true")).exit_code == 0
+
+
+async def test_files_in_memory_count_as_memory(boxes: Boxes) -> None:
+    box = await boxes(memory_mib=32)
+    result = await box.sh("head -c 60m /dev/zero >/dev/shm/big; echo $?")
+    assert result.stdout.strip() != b"0"
+
+
+async def test_swap_is_no_way_around_the_limit(boxes: Boxes, world: World) -> None:
+    await boxes(memory_mib=32)
+    (cgroup,) = [path for path in world.cgroups() if (path / "box" / "memory.limit_in_bytes").exists()]
+    assert int((cgroup / "box" / "memory.limit_in_bytes").read_text()) == 32 * 2**20
+    both = cgroup / "box" / "memory.memsw.limit_in_bytes"
+    assert not both.exists() or int(both.read_text()) in (32 * 2**20, 2**63 - 4096)
+
+
+async def test_an_init_that_the_limit_costs_is_explained(boxes: Boxes, world: World) -> None:
+    await boxes("box", memory_mib=32)
+    hog = Command(argv=("tail", "/dev/zero"))
+    async with world.driver.process("box", hog) as process:
+        assert await process.wait() == 137
+    world.kill_init("box")
+    assert "memory limit of 32 MiB was reached" in await world.driver.ended("box")
+
+
+async def test_a_fork_bomb_stays_in_its_sandbox_which_can_still_be_stopped(boxes: Boxes, world: World) -> None:
+    await boxes("bomb", memory_mib=128)
+    await boxes("neighbour")
+    limited = OciDriver(world.driver.data_dir).max_processes
+    async with (
+        echoing(boxes, "neighbour") as outside,
+        world.driver.process("bomb", Command(argv=("sh", "-c", FORK_BOMB))) as bomb,
+    ):
+        await _says_that_it_can_not_fork(bomb)
+        assert (await world.driver.statistics("bomb")).processes <= limited
+        assert await echoes(outside, b"still here")
+        async with world.driver.process("neighbour", Command(argv=("sh", "-c", "true; true"))) as forking:
+            assert await forking.wait() == 0
+        await world.driver.stop("bomb")
+        assert await bomb.wait() == 137
+
+
+async def _says_that_it_can_not_fork(process: Process) -> None:
+    assert process.stderr is not None
+    while b"fork" not in bytes(piece := await process.stderr.receive()):
+        assert piece
+
+
+async def test_the_number_of_processes_is_what_was_set(boxes: Boxes, world: World) -> None:
+    world.driver.max_processes = 20
+    box = await boxes()
+    (cgroup,) = [path for path in world.cgroups() if (path / "box" / "pids.max").exists()]
+    assert (cgroup / "box" / "pids.max").read_text() == "20\n"
+    result = await box.sh("i=0; while [ $i -lt 40 ]; do sleep 1000 >/dev/null 2>&1 & i=$((i+1)); done")
+    assert b"fork" in result.stderr
+    await world.driver.terminate("box")
+    await world.driver.idle("box")
+
+
+async def test_processors_are_shared_out(boxes: Boxes, world: World) -> None:
+    await boxes(vcpus=2)
+    (cgroup,) = [path for path in world.cgroups() if (path / "box" / "cpu.cfs_quota_us").exists()][:1]
+    quota, period = ((cgroup / "box" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+    assert int(quota) == 2 * int(period)
+
+
+async def test_what_is_used_is_known(boxes: Boxes, world: World) -> None:
+    box = await boxes(memory_mib=128)
+    before = await world.driver.statistics("box")
+    assert before.processes == 1
+    await box.sh("i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done")
+    async with world.driver.process(
+        "box", Command(argv=("sh", "-c", "head -c 20m /dev/zero >/dev/shm/f; echo; cat"))
+    ) as it:
+        await it.stdout.receive()
+        after = await world.driver.statistics("box")
+    assert after.cpu_seconds > before.cpu_seconds + 0.05
+    assert after.memory_bytes > before.memory_bytes + 15 * 2**20
+    assert after.processes == before.processes + 1
+
+
+def test_cgroups_of_two_directories_are_two(tmp_path: Path) -> None:
+    names = {OciDriver(tmp_path / name)._cgroup for name in ("a", "b", "a/../b")}
+    assert len(names) == 2
+
+
+async def test_limits_hold_for_what_is_left_behind(boxes: Boxes) -> None:
+    box = await boxes(memory_mib=32)
+    result = await box.sh("(setsid tail /dev/zero; echo killed: $? >/tmp/how) >/dev/null 2>&1 & exit 0")
+    assert result.exit_code == 0
+    with trio.fail_after(20):
+        await boxes.world.driver.idle("box")
+    assert (await box.run("cat", "/tmp/how")).text == "killed: 137\n"
