@@ -47,7 +47,9 @@ def check(root: int, name: str, *, working_dir: str, path: str, identity: Identi
     Raises:
         CommandError: it can't.
     """
-    candidates = [name] if "/" in name else [posixpath.join(directory or ".", name) for directory in path.split(":")]
+    # Nothing is looked for in the working directory, as a shell does for an empty part of PATH: runtimes disagree.
+    directories = [directory for directory in path.split(":") if directory.startswith("/")]
+    candidates = [name] if "/" in name else [posixpath.join(directory, name) for directory in directories]
     refused: OSError | None = None
     for candidate in candidates:
         file = posixpath.join(working_dir, candidate)
