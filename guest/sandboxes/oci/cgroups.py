@@ -70,6 +70,15 @@ class ProcessGroup:
         if self.entry != self.path:
             kill(self.path)
 
+    def has_started(self, is_starting: Callable[[int], bool]) -> bool:
+        """Whether one of its processes is what it shall be: in the sandbox, and not the runtime's any more."""
+        return any(not is_starting(pid) for pid in self.inside())
+
+    def inside(self) -> list[int]:
+        """Its processes that are in the sandbox already."""
+        own = os.stat("/proc/self/ns/pid").st_ino
+        return [pid for pid in _pids(self.path) if _pid_namespace(pid) not in (own, None)]
+
     def remove(self) -> bool:
         """Whether it could be removed: a process that is left behind keeps it."""
         return all([_remove(self.entry), _remove(self.path)])
@@ -243,10 +252,9 @@ def remove_parents(hierarchies: Hierarchies, name: str) -> None:
 
 def _terminate(groups: Sequence[ProcessGroup], is_starting: Callable[[int], bool]) -> list[ProcessGroup]:
     """Send SIGTERM to the processes of groups, but for those where one is just being started, which are returned."""
-    own = os.stat("/proc/self/ns/pid").st_ino
     starting = []
     for group in groups:
-        pids = [pid for pid in _pids(group.path) if _pid_namespace(pid) not in (own, None)]
+        pids = group.inside()
         clients = any(_pids(group.entry))
         if (clients and not pids) or any(map(is_starting, pids)):
             starting.append(group)

@@ -12,7 +12,7 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
 import trio
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 from guest.errors import TimedOutError
 from guest.sandboxes.model import SIGNALLED
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 _PATIENCE: Final = 10.0
 """Seconds in which a client must have read the configuration: a pipe holds most of them, so hardly any has to wait."""
+
+_STARTING: Final = 10.0
+"""Seconds in which a runtime must have started the process: usually 0.01."""
 
 KILLED: Final = SIGNALLED + signal.SIGKILL
 
@@ -42,7 +45,10 @@ class Order:
 
     configuration: bytes
     group: ProcessGroup
-    sandbox_ended: Callable[[], bool]
+    started: Callable[[], bool]
+    """Whether there is a process in the group that is not the runtime's own any more."""
+
+    sandbox_is_ending: Callable[[], bool]
 
 
 @define(eq=False)
@@ -54,6 +60,9 @@ class Client:
     _order: Order
     _pipe: int
     """From which it reads the configuration."""
+
+    _deadline: float = field(init=False, default=0.0)
+    """By which the process must have been started, in Trio's time."""
 
     @classmethod
     def start(cls, order: Order, stdin: int, stdout: int, stderr: int, *, cwd: str | None = None) -> Client:
@@ -84,6 +93,7 @@ class Client:
         Raises:
             TimedOutError: it does not read.
         """
+        self._deadline = trio.current_time() + _STARTING
         end = End(self._pipe)
         try:
             with trio.fail_after(_PATIENCE):
@@ -96,9 +106,18 @@ class Client:
             end.close()
 
     async def wait(self) -> int:
-        """Wait for the process's end; its exit code, or 128 + n when signal n killed it."""
+        """Wait for the process's end; its exit code, or 128 + n when signal n killed it.
+
+        Raises:
+            TimedOutError: the runtime hangs, and has not even started it. It is killed.
+        """
+        with trio.move_on_at(self._deadline):
+            await self.child.wait()
+        if not self.child.ended() and not self._order.started():
+            self.group.kill()
+            raise TimedOutError("the OCI runtime did not start the process in time")
         exit_code = await self.child.wait()
-        if exit_code in _FAILURES and self._order.sandbox_ended():
+        if exit_code in _FAILURES and self._order.sandbox_is_ending():
             return KILLED  # the sandbox's end kills all that is in it; the client was too late to see that
         return exit_code
 

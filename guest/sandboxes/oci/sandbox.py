@@ -7,7 +7,7 @@ import os
 import posixpath
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 from attrs import define, field
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from guest.sandboxes.oci.runtime import Runtime
 
     Started = PipedClient | ConsoleSocket
+
+
+_PF_EXITING: Final = 0x4
+"""Of the flags of a process; linux/sched.h."""
 
 
 @define(eq=False, kw_only=True)
@@ -61,9 +65,20 @@ class LiveSandbox:
     def id(self) -> str:
         return self.spec.id
 
+    def is_ending(self) -> bool:
+        """Whether its init is gone, or on its way: the kernel ends all others before."""
+        if self.stopped or self.watch.ended():
+            return True
+        try:
+            with open(f"/proc/{self.init}/stat", encoding="ascii") as file:
+                flags = int(file.read().rpartition(")")[2].split()[6])  # proc_pid_stat(5)
+        except OSError:
+            return True
+        return bool(flags & _PF_EXITING)
+
     def check_alive(self) -> None:
         """Raises UnavailableError: its init is gone."""
-        if self.stopped or self.watch.ended():
+        if self.is_ending():
             raise UnavailableError(f"sandbox {self.id} does not run any more: its init has ended")
 
     async def ended(self) -> str:
@@ -120,13 +135,14 @@ class LiveSandbox:
         return self._start_client(command, group, configuration)
 
     def _start_client(self, command: Command, group: ProcessGroup, configuration: bytes) -> Started:
-        name = f"{self._started}"
+        name = group.path.name
         socket = None if command.terminal is None else f"terminal-{name}"
         pid_file = str(self.directory / f"process-{name}.pid")
         argv = partial(
             self._runtime.exec_argv, self.id, pid_file=pid_file, cgroup=group.runtime_name, console_socket=socket
         )
-        order = Order(argv, configuration, group, self.watch.ended)
+        started = partial(group.has_started, self._runtime.is_at)
+        order = Order(argv, configuration, group, started, self.is_ending)
         if socket is None:
             return PipedClient.start(order)
         return ConsoleSocket.start(order, str(self.directory), socket)
