@@ -43,10 +43,10 @@ def measure(stage: Stage) -> list[Figure]:
 def _idle_and_grown(starting: AbstractContextManager[Server]) -> tuple[float, float]:
     with starting as server, ExitStack() as connections:
         ping = Exchange.learn(connections.enter_context(connect(server.path)), PING)
-        idle = _resident(server.pid)
+        idle = resident(server.pid)
         for _ in range(_CONNECTIONS):
             ping.one_by_one(connections.enter_context(connect(server.path)), 1)
-        return idle, _resident(server.pid) - idle
+        return idle, resident(server.pid) - idle
 
 
 def _bare_interpreter() -> float:
@@ -55,12 +55,12 @@ def _bare_interpreter() -> float:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        resident = _resident(process.pid)
+        size = resident(process.pid)
         process.communicate(b"\n")
-    return resident
+    return size
 
 
-def _resident(pid: int) -> float:
+def resident(pid: int) -> float:
     """VmRSS of proc_pid_status(5), in MiB."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):

@@ -98,16 +98,17 @@ def peer(module: str, directory: Path, *arguments: str) -> Iterator[Server]:
 
 
 @contextmanager
-def agent(directory: Path, *, settled: bool = True) -> Iterator[Server]:
+def agent(directory: Path, *, settings: str = "", settled: bool = True) -> Iterator[Server]:
     """The agent, ready to serve; it leaves clock and power alone.
 
     Args:
         directory: where its files go.
+        settings: more sections of its settings, in TOML.
         settled: wait until it is also done with whatever it puts off until after its start.
     """
     directory = _own_directory("agent", directory)
     config, path, notify_path = (directory / f"agent.{kind}" for kind in ("toml", "sock", "notify"))
-    config.write_text(_AGENT_TOML)
+    config.write_text(_AGENT_TOML + settings)
     command = [sys.executable, "-m", "agent", "serve", "--config", str(config), "--listen", f"unix:{path}"]
     foreign = {"ARCBOX_AGENT_CONFIG", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_USEC"}
     env = {name: value for name, value in os.environ.items() if name not in foreign}

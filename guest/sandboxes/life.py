@@ -36,6 +36,10 @@ PATIENCE: Final = 60.0
 """Seconds that the driver has to create, stop or destroy a sandbox."""
 
 
+_BETWEEN_RECORDS: Final = 1.0
+"""Seconds for which a sandbox that stays usable is not recorded again: many things may run in it for a moment each."""
+
+
 @define(eq=False, kw_only=True)
 class Life:
     """A sandbox, and what happens to it."""
@@ -60,6 +64,9 @@ class Life:
     """For what goes on beside the task; None before and after."""
 
     _workloads: int = field(init=False, default=0)
+    _over: trio.Event = field(init=False, factory=trio.Event)
+    """Set when nothing more can run in it."""
+
     _changed: trio.Event = field(init=False, factory=trio.Event)
     """Set when the record on disk is out of date."""
 
@@ -286,9 +293,14 @@ class Life:
 
     async def _keep_record(self) -> None:
         """Write the record after every change, or after several: nobody waits for the disk."""
+        settled = False
         while True:
             await self._changed.wait()
+            if settled:
+                with trio.move_on_after(_BETWEEN_RECORDS):
+                    await self._over.wait()
             self._changed = trio.Event()
+            settled = self.sandbox.state in states.READY_OR_RUNNING
             await self._records.save(self.sandbox)
 
     async def _attempt(
@@ -337,6 +349,8 @@ class Life:
         state = states.after(self.sandbox, action)
         if state is not None:
             self.sandbox = evolve(self.sandbox, state=state)
+            if state not in states.LIVE:
+                self._over.set()
         self._tell(action, attributes)
 
     def _tell(self, action: Action, attributes: Mapping[str, str] | None = None) -> None:

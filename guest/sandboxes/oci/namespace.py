@@ -68,9 +68,13 @@ class MountNamespace:
             result = outcome.capture(future.result)
             token.run_sync_soon(trio.lowlevel.reschedule, task, result)
 
-        self._threads.submit(function, *arguments).add_done_callback(done)
+        self.submit(function, *arguments).add_done_callback(done)
         result: _T = await trio.lowlevel.wait_task_rescheduled(lambda _raise: trio.lowlevel.Abort.FAILED)
         return result
+
+    def submit(self, function: Callable[..., _T], *arguments: object) -> Future[_T]:
+        """Have a function called in a thread of the namespace, and go on."""
+        return self._threads.submit(function, *arguments)
 
     def _make(self) -> int:
         """A new namespace, as an open file. A thread has to move into it and be gone: none else may."""

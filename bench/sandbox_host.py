@@ -1,0 +1,146 @@
+"""A host that asks for sandboxes, over blocking sockets."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+from attrs import define, field
+
+from bench.client import UnexpectedReplyError
+from protocol import FrameDecoder, MessageType, encode_frame, sandbox_v1
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from google.protobuf.message import Message
+
+    from protocol import Frame
+
+_BUFFER = 1 << 20
+_LENGTH = struct.Struct(">I")
+_LAST_FRAME = 1024
+"""Bytes below which a frame may be the one with the exit code."""
+
+
+@define
+class SandboxHost:
+    """One connection, and one request at a time."""
+
+    connection: socket.socket
+    _decoder: FrameDecoder = field(init=False, factory=FrameDecoder)
+    _frames: list[Frame] = field(init=False, factory=list)
+
+    def create(self, events: SandboxHost, sandbox_id: str, memory_mib: int = 64) -> None:
+        """Make a sandbox, and wait for its event `ready`, to which `events` has subscribed."""
+        self.begin(sandbox_id, memory_mib)
+        events.wait_for("ready", sandbox_id)
+
+    def begin(self, sandbox_id: str, memory_mib: int = 64) -> None:
+        """Ask for a sandbox, whose creation then is under way."""
+        limits = sandbox_v1.ResourceLimits(vcpus=1, memory_mib=memory_mib)
+        self._ask(MessageType.SandboxCreateRequest, sandbox_v1.CreateSandboxRequest(id=sandbox_id, limits=limits))
+
+    def remove(self, sandbox_id: str) -> None:
+        """Remove it, and wait until that is done."""
+        request = sandbox_v1.RemoveSandboxRequest(id=sandbox_id, force=True)
+        self._ask(MessageType.SandboxRemoveRequest, request)
+
+    def subscribe(self) -> None:
+        """Get events from now on."""
+        self._send(MessageType.SandboxEventsRequest, sandbox_v1.SandboxEventsRequest())
+        self._send(MessageType.PingRequest, None)  # which is answered in order, and so after the subscription has begun
+        self._receive()
+
+    def wait_for(self, action: str, sandbox_id: str) -> None:
+        """Take events up to this one."""
+        while self.next(action) != sandbox_id:
+            pass
+
+    def next(self, action: str) -> str:
+        """Take events up to the next of this kind; the id of its sandbox."""
+        while True:
+            event = sandbox_v1.SandboxEvent.FromString(self._receive().payload)
+            if event.action == action:
+                return event.sandbox_id
+            if event.action == "failed":
+                raise UnexpectedReplyError(f"sandbox {event.sandbox_id} failed: {event.attributes['error']}")
+
+    def run(self, sandbox_id: str, *command: str) -> None:
+        """Run a command that says nothing, and wait for its exit code, 0."""
+        self._send(MessageType.SandboxRunRequest, sandbox_v1.RunRequest(id=sandbox_id, cmd=command))
+        self._check_exit(self._receive().payload)
+
+    def stream(self, sandbox_id: str, *command: str) -> int:
+        """Run a command; how many bytes came in the frames of its output. They are counted, not looked at."""
+        self._send(MessageType.SandboxRunRequest, sandbox_v1.RunRequest(id=sandbox_id, cmd=command))
+        return _read_frames(self.connection, self._check_exit)
+
+    def _ask(self, kind: MessageType, message: Message) -> None:
+        self._send(kind, message)
+        self._receive()
+
+    def _send(self, kind: MessageType, message: Message | None) -> None:
+        payload = b"" if message is None else message.SerializeToString()
+        self.connection.sendall(encode_frame(kind, "4bf92f3577b34da6", payload))
+
+    def _receive(self) -> Frame:
+        while not self._frames:
+            self._frames += self._decoder.feed(_some(self.connection))
+        frame = self._frames.pop(0)
+        if frame.type == MessageType.Error:
+            raise UnexpectedReplyError(f"answered with {frame.payload!r}")
+        return frame
+
+    def _check_exit(self, payload: bytes) -> bool:
+        output = sandbox_v1.RunOutput.FromString(payload)
+        if output.done and output.exit_code != 0:
+            raise UnexpectedReplyError(f"the command ended with {output.exit_code}")
+        return output.done
+
+
+def _some(connection: socket.socket) -> bytes:
+    data = connection.recv(_BUFFER)
+    if not data:
+        raise UnexpectedReplyError("the agent closed the connection")
+    return data
+
+
+def _read_frames(connection: socket.socket, is_last: Callable[[bytes], bool]) -> int:
+    """Receive frames up to the last, into one buffer; the bytes of all but that, as `recv` counts them."""
+    buffer = bytearray(_BUFFER)
+    view = memoryview(buffer)
+    total, start, end = 0, 0, 0
+    while True:
+        # From here on: what is left of a frame's beginning, or the whole of a short one.
+        while end - start < _LENGTH.size:
+            start, end = _more(connection, view, start, end)
+        (length,) = _LENGTH.unpack_from(buffer, start)
+        size = _LENGTH.size + length
+        if size <= _LAST_FRAME:
+            while end - start < size:
+                start, end = _more(connection, view, start, end)
+            trace = int.from_bytes(buffer[start + 8 : start + 10], "big")
+            if is_last(bytes(view[start + 10 + trace : start + size])):
+                return total
+        total += size
+        left = size - (end - start)
+        if left <= 0:
+            start += size
+            continue
+        while left > 0:
+            received = connection.recv_into(view[: min(left, _BUFFER)])
+            if not received:
+                raise UnexpectedReplyError("the agent closed the connection")
+            left -= received
+        start = end = 0
+
+
+def _more(connection: socket.socket, view: memoryview, start: int, end: int) -> tuple[int, int]:
+    view[: end - start] = bytes(view[start:end])
+    end -= start
+    received = connection.recv_into(view[end:])
+    if not received:
+        raise UnexpectedReplyError("the agent closed the connection")
+    return 0, end + received
