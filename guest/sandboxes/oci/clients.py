@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from guest.sandboxes.oci.cgroups import ProcessGroup
 
 _PATIENCE: Final = 10.0
-"""Seconds in which a client must have read the configuration: a pipe holds most of them, so hardly any has to wait."""
+"""Seconds in which a client must have read a configuration for which its pipe has no room: hardly any."""
 
 _STARTING: Final = 10.0
 """Seconds in which a runtime must have started the process: usually 0.01."""
@@ -51,15 +51,23 @@ class Order:
     sandbox_is_ending: Callable[[], bool]
 
 
+@frozen
+class _Rest:
+    """The part of a configuration that did not fit into its pipe."""
+
+    pipe: int
+    configuration: memoryview
+
+
 @define(eq=False)
 class Client:
-    """A client that was started, and has not been told what to run."""
+    """A client that was started, and has perhaps not yet been told all that it must know."""
 
     child: Child
     group: ProcessGroup
     _order: Order
-    _pipe: int
-    """From which it reads the configuration."""
+    _rest: _Rest | None
+    """What it must still be told; None when it knows all."""
 
     _deadline: float = field(init=False, default=0.0)
     """By which the process must have been started, in Trio's time."""
@@ -84,20 +92,23 @@ class Client:
             on_failure.callback(child.discard)
             with suppress(ProcessLookupError):  # it has ended: its exit code, and what it wrote, say why
                 order.group.enter(child.pid)
+            rest = _tell_at_once(writer, order.configuration)
             on_failure.pop_all()
-        return cls(child, order.group, order, writer)
+        return cls(child, order.group, order, rest)
 
     async def tell(self) -> None:
-        """Have it run the process. Must be called once.
+        """Have it run the process, if it does not already. Must be called once.
 
         Raises:
             TimedOutError: it does not read.
         """
         self._deadline = trio.current_time() + _STARTING
-        end = End(self._pipe)
+        if self._rest is None:
+            return
+        end = End(self._rest.pipe)
         try:
             with trio.fail_after(_PATIENCE):
-                await Input(end).send(self._order.configuration)
+                await Input(end).send(self._rest.configuration)
         except trio.BrokenResourceError:
             pass  # it has ended
         except trio.TooSlowError:
@@ -156,6 +167,19 @@ class PipedClient:
             client = Client.start(order, read_in, write_out, write_err)
             ours.pop_all()
         return cls(client, write_in, read_out, read_err)
+
+
+def _tell_at_once(pipe: int, configuration: bytes) -> _Rest | None:
+    """Write what a client must know, as far as that is possible without waiting for it."""
+    os.set_blocking(pipe, False)
+    try:
+        written = os.write(pipe, configuration)
+    except BrokenPipeError:
+        written = len(configuration)  # it has ended
+    if written < len(configuration):
+        return _Rest(pipe, memoryview(configuration)[written:])
+    os.close(pipe)
+    return None
 
 
 def _pipe(theirs: ExitStack, ours: ExitStack, *, ours_is_reader: bool) -> tuple[int, int]:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 PIECE: Final = 256 * 1024
 """Bytes that are read at once, and that a pipe holds where the kernel allows it."""
 
+_FIRST_PIECE: Final = 4096
+_GROWTH: Final = 8
+"""Most processes write little, and many write nothing for long. What is read in one go grows with what there is."""
+
 END_OF_FILE: Final = b"\x04"
 """What ends the input from a terminal: ^D."""
 
@@ -54,12 +58,8 @@ class Output:
     """What a process writes."""
 
     _end: End
-    _buffer: bytearray = field(init=False, factory=lambda: bytearray(PIECE))
-    _view: memoryview = field(init=False)
+    _buffer: bytearray = field(init=False, factory=lambda: bytearray(_FIRST_PIECE))
     _uninterrupted: int = field(init=False, default=0)
-
-    def __attrs_post_init__(self) -> None:
-        self._view = memoryview(self._buffer)
 
     async def receive(self) -> memoryview:
         # Cancelled, if at all, before something was read: no byte is lost by it.
@@ -71,14 +71,20 @@ class Output:
             if self._end.fd < 0:
                 raise trio.ClosedResourceError("the process is gone")
             try:
-                return self._view[: os.readv(self._end.fd, (self._buffer,))]
+                return self._received(os.readv(self._end.fd, (self._buffer,)))
             except BlockingIOError:
                 self._uninterrupted = 0
                 await trio.lowlevel.wait_readable(self._end.fd)
             except OSError as error:
                 if error.errno != errno.EIO:
                     raise
-                return self._view[:0]  # nobody has the terminal open any more
+                return self._received(0)  # nobody has the terminal open any more
+
+    def _received(self, count: int) -> memoryview:
+        piece = memoryview(self._buffer)[:count]
+        if count == len(self._buffer) < PIECE:
+            self._buffer = bytearray(min(_GROWTH * count, PIECE))
+        return piece
 
     def unread(self) -> int:
         if self._end.fd < 0:
@@ -93,7 +99,7 @@ class Input:
 
     _end: End
 
-    async def send(self, data: bytes) -> None:
+    async def send(self, data: bytes | memoryview) -> None:
         """Write it all.
 
         Raises:
