@@ -163,12 +163,18 @@ class Dispatcher:
         except (RemoteProtocolError, CommandError) as error:
             await self._writer.write(_error_frame(frame, error))
         else:
-            self._nursery.start_soon(self._run_stream, command(request), frame, stream)
+            begun = trio.Event()
+            self._nursery.start_soon(self._run_stream, command(request), frame, stream, begun.set)
+            # What comes after it in the connection is handled after it has begun: who asks for events, and then for a
+            # sandbox, gets all the events of that.
+            await begun.wait()
 
-    async def _run_stream(self, command: StreamCommand[Any], frame: Frame, stream: OpenStream) -> None:
+    async def _run_stream(
+        self, command: StreamCommand[Any], frame: Frame, stream: OpenStream, begun: Callable[[], None]
+    ) -> None:
         started = perf_counter()
         try:
-            await command(self._context, stream)
+            await with_first_wait(command(self._context, stream), begun)
         except Exception as error:
             if self._writer.broken:  # the peer is gone: nothing is wrong, and nobody is there to be told
                 raise
@@ -176,6 +182,7 @@ class Dispatcher:
         else:
             _log_done(logging.INFO, started)
         finally:
+            begun()
             self._streams.close(stream)
 
     async def _answer_unroutable(self, frame: Frame) -> None:

@@ -1,0 +1,129 @@
+"""A real agent with real sandboxes, as a host sees it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+import trio
+from attrs import define
+
+from guest.sandboxes.busybox import build
+from host import connect
+from host._agent_process import SETTINGS, RunningAgent, running_agent
+from protocol import sandbox_v1
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from typing import Unpack
+
+    from host import AgentClient
+    from host._sandbox_requests import SandboxOptions
+
+NEEDED = {"crun": "crun", "catatonit": "catatonit", "busybox": "busybox-static"}
+"""Programs, by their Debian packages."""
+
+
+@pytest.fixture(scope="session")
+def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    missing = [package for program, package in NEEDED.items() if not shutil.which(program)]
+    if missing:
+        pytest.skip(f"sandboxes need Debian's {', '.join(missing)}")
+    path = tmp_path_factory.mktemp("sandboxes") / "rootfs"
+    build(path)
+    return path
+
+
+@define(eq=False)
+class Machine:
+    """Where an agent runs, and another one after it."""
+
+    directory: Path
+    rootfs: Path
+    agent: RunningAgent | None = None
+
+    @contextmanager
+    def running(self) -> Iterator[RunningAgent]:
+        """An agent, until the context is left. All that run here have the same sandboxes."""
+        settings = SETTINGS.replace("$DIRECTORY", str(self.directory)) + f'sandbox.rootfs = "{self.rootfs}"\n'
+        own = Path(tempfile.mkdtemp(prefix="agent-", dir=self.directory))
+        with running_agent(own, settings=settings) as self.agent:
+            yield self.agent
+
+    @property
+    def process(self) -> psutil.Process:
+        assert self.agent is not None
+        return psutil.Process(self.agent.pid)
+
+    def mounts(self) -> list[str]:
+        """What of its sandboxes shows in the mount namespace of this test."""
+        return [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(self.directory) in line]
+
+    def cgroups(self) -> list[Path]:
+        """Those of any sandbox of a driver whose directory is below ours."""
+        from guest.sandboxes.oci.driver import OciDriver  # noqa: PLC0415  only its name for them is wanted
+
+        name = OciDriver(self.directory / "sandboxes")._cgroup
+        roots = [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()]
+        return [path for root in roots if (root / name).is_dir() for path in (root / name).iterdir() if path.is_dir()]
+
+    def files(self) -> list[str]:
+        """Of sandboxes: not their records."""
+        found = []
+        for name in ("images", "runtime", "sandboxes"):
+            directory = self.directory / "sandboxes" / name
+            found += [str(path) for path in directory.iterdir()] if directory.is_dir() else []
+        return found
+
+    def leftovers(self) -> list[str]:
+        return [*self.mounts(), *map(str, self.cgroups()), *self.files()]
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[AgentClient]:
+        assert self.agent is not None
+        async with connect(self.agent.address) as client:
+            yield client
+
+    async def ready(self, client: AgentClient, sandbox_id: str = "box", **options: Unpack[SandboxOptions]) -> str:
+        """Make a sandbox, and wait until it is ready."""
+        options.setdefault("limits", sandbox_v1.ResourceLimits(vcpus=1, memory_mib=64))
+        async with client.sandbox_events(sandbox_id) as events:
+            await client.sandbox_create(sandbox_id, **options)
+            async for event in events:
+                assert event.action != "failed", event.attributes
+                if event.action == "ready":
+                    return sandbox_id
+        raise AssertionError("no more events")
+
+    async def until(self, client: AgentClient, sandbox_id: str, state: str) -> None:
+        """Wait until a sandbox is in a state."""
+        with trio.fail_after(20):
+            while (await client.sandbox_inspect(sandbox_id)).state != state:  # noqa: ASYNC110  the agent is not in here
+                await trio.sleep(0.01)
+
+
+@pytest.fixture
+def machine(rootfs: Path) -> Iterator[Machine]:
+    # Not tmp_path: the path of a socket has at most 107 bytes, and test names are long.
+    with tempfile.TemporaryDirectory(prefix="arcbox-") as directory:
+        machine = Machine(Path(directory), rootfs)
+        yield machine
+        assert machine.mounts() == []
+        assert machine.cgroups() == []
+
+
+@pytest.fixture
+def agent(machine: Machine) -> Iterator[RunningAgent]:
+    with machine.running() as agent:
+        yield agent
+
+
+@pytest.fixture
+async def client(machine: Machine, agent: RunningAgent) -> AsyncIterator[AgentClient]:
+    async with machine.client() as client:
+        yield client

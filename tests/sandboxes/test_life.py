@@ -1,0 +1,204 @@
+"""The life of sandboxes, from creation to removal, by the wire."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+import trio
+
+from host.errors import BadRequestError, ConflictError, ConnectionLostError, NotFoundError, NotSupportedError
+from protocol import sandbox_v1
+
+if TYPE_CHECKING:
+    from host import AgentClient
+    from host._agent_process import RunningAgent
+    from tests.sandboxes.conftest import Machine
+
+CYCLES = int(os.environ.get("ARCBOX_TEST_CYCLES", "40"))
+"""Of create, run and remove; 2,000 show what a day shows."""
+
+AT_ONCE = int(os.environ.get("ARCBOX_TEST_SANDBOXES", "30"))
+"""Sandboxes that live at the same time; 200 take a minute."""
+
+
+async def test_a_life_in_events(machine: Machine, client: AgentClient) -> None:
+    happened: list[tuple[str, str]] = []
+    async with client.sandbox_events() as events:
+        await machine.ready(client, "box")
+        async with client.sandbox_run("box", ["sh", "-c", "exit 3"]) as session:
+            assert await session.wait() == 3
+        await client.sandbox_stop("box")
+        await client.sandbox_remove("box")
+        async for event in events:
+            happened.append((event.action, event.attributes.get("exit_code", "")))
+            if event.action == "removed":
+                break
+    assert [action for action, _ in happened] == [
+        "created", "ready", "running", "idle", "stopping", "stopped", "removed",
+    ]  # fmt: skip
+    assert ("idle", "3") in happened
+    assert machine.leftovers() == []
+    with pytest.raises(NotFoundError):
+        await client.sandbox_inspect("box")
+
+
+async def test_the_initial_command_runs_once_it_is_ready(machine: Machine, client: AgentClient) -> None:
+    await machine.ready(client, "box", cmd=["sh", "-c", "echo started >/started; exit 5"])
+    await machine.until(client, "box", "ready")
+    with trio.fail_after(10):
+        while not (info := await client.sandbox_inspect("box")).last_exited_at:  # noqa: ASYNC110  as in `until`
+            await trio.sleep(0.01)
+    assert info.last_exit_code == 5
+    async with client.sandbox_run("box", ["cat", "/started"]) as session:
+        assert (await session.collect()).stdout == b"started\n"
+
+
+async def test_requests_that_make_no_sense_are_told_so(machine: Machine, client: AgentClient) -> None:
+    with pytest.raises(BadRequestError, match="no sandbox id"):
+        await client.sandbox_create("../escape")
+    with pytest.raises(NotFoundError, match="ghost"):
+        await client.sandbox_stop("ghost")
+    with pytest.raises(NotSupportedError, match="tap"):
+        await client.sandbox_create("box", network=sandbox_v1.NetworkSpec(mode="tap"))
+    await machine.ready(client, "box")
+    with pytest.raises(ConflictError, match="exists already"):
+        await client.sandbox_create("box")
+    async with client.sandbox_exec("box", ["sh", "-c", "echo up; cat"]) as session:
+        await anext(session)
+        with pytest.raises(ConflictError, match="running"):
+            async with client.sandbox_run("box", ["true"]) as refused:
+                await refused.wait()
+        with pytest.raises(ConflictError, match="by force"):
+            await client.sandbox_remove("box")
+
+
+async def test_a_sandbox_that_can_not_be_made_fails_with_the_reason(machine: Machine, client: AgentClient) -> None:
+    async with client.sandbox_events("box", action="failed") as events:
+        await client.sandbox_create("box", rootfs="/not/there")
+        event = await anext(events)
+    assert "/not/there" in event.attributes["error"]
+    assert "/not/there" in (await client.sandbox_inspect("box")).error
+    await client.sandbox_remove("box")
+    assert machine.leftovers() == []
+
+
+async def test_a_sandbox_goes_when_its_time_is_up(machine: Machine, client: AgentClient) -> None:
+    async with client.sandbox_events("box", action="removed") as events:
+        await machine.ready(client, "box", ttl_seconds=1)
+        async with client.sandbox_exec("box", ["sleep", "1000"]) as session:
+            assert await session.wait() == 137
+        with trio.fail_after(20):
+            await anext(events)
+    assert machine.leftovers() == []
+
+
+async def test_stop_asks_and_then_kills(machine: Machine, client: AgentClient) -> None:
+    await machine.ready(client, "box")
+    polite = ["sh", "-c", "trap 'exit 9' TERM; echo up; while :; do sleep 0.1; done"]
+    deaf = ["sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.1; done"]
+    async with client.sandbox_exec("box", polite) as one, client.sandbox_exec("box", deaf) as other:
+        await anext(one)
+        await anext(other)
+        await client.sandbox_stop("box", timeout_seconds=1)
+        assert await one.wait() == 9
+        assert await other.wait() == 137
+    assert (await client.sandbox_inspect("box")).state == "stopped"
+
+
+async def test_an_init_that_is_killed_fails_its_sandbox(machine: Machine, client: AgentClient) -> None:
+    await machine.ready(client, "box")
+    async with client.sandbox_exec("box", ["cat"]) as session:
+        (init,) = [child for child in psutil.process_iter(["cmdline"]) if _is_init_of(child, machine)]
+        init.send_signal(signal.SIGKILL)
+        assert await session.wait() == 137
+    await machine.until(client, "box", "failed")
+    await client.sandbox_remove("box")
+    assert machine.leftovers() == []
+
+
+def _is_init_of(process: psutil.Process, machine: Machine) -> bool:
+    (cgroup,) = [path for path in machine.cgroups() if "unified" in str(path)] or machine.cgroups()[:1]
+    return str(process.pid) in (cgroup / "cgroup.procs").read_text().split()
+
+
+async def test_many_live_at_the_same_time_and_leave_nothing(machine: Machine, client: AgentClient) -> None:
+    async def live(number: int) -> None:
+        name = await machine.ready(client, f"box-{number}", limits=sandbox_v1.ResourceLimits(vcpus=1, memory_mib=16))
+        async with client.sandbox_run(name, ["echo", name]) as session:
+            assert (await session.collect()).stdout.decode().strip() == name
+        alive.append(name)
+        if len(alive) == AT_ONCE:
+            all_alive.set()
+        await all_alive.wait()
+        await client.sandbox_remove(name)
+
+    alive: list[str] = []
+    all_alive = trio.Event()
+    async with trio.open_nursery() as nursery:
+        for number in range(AT_ONCE):
+            nursery.start_soon(live, number)
+    assert list((await client.sandbox_list()).sandboxes) == []
+    assert machine.leftovers() == []
+
+
+async def test_cycles_leave_no_file_thread_or_memory(machine: Machine, client: AgentClient) -> None:
+    async def cycle() -> None:
+        await machine.ready(client, "box")
+        async with client.sandbox_run("box", ["true"]) as session:
+            assert await session.wait() == 0
+        await client.sandbox_remove("box")
+
+    for _ in range(CYCLES // 2):
+        await cycle()
+    before = machine.process.num_fds(), machine.process.memory_info().rss
+    for _ in range(CYCLES // 2):
+        await cycle()
+    assert machine.process.num_fds() == before[0]
+    assert machine.process.num_threads() < 40
+    assert machine.process.memory_info().rss < before[1] + 4 * 2**20
+    assert machine.leftovers() == []
+
+
+async def test_an_agent_that_ends_stops_its_sandboxes(machine: Machine) -> None:
+    with machine.running():
+        async with machine.client() as client:
+            await machine.ready(client, "box", cmd=["sleep", "1000"])
+    assert machine.cgroups() == []
+    with machine.running():
+        async with machine.client() as client:
+            assert (await client.sandbox_inspect("box")).state == "stopped"
+            await client.sandbox_remove("box")
+            assert machine.leftovers() == []
+
+
+async def test_what_a_killed_agent_left_is_failed_and_cleared_away(machine: Machine) -> None:
+    with machine.running():
+        async with machine.client() as client:
+            await machine.ready(client, "box")
+            async with client.sandbox_exec("box", ["sh", "-c", "setsid sleep 1000 & echo up; cat"]) as session:
+                await anext(session)
+                machine.process.kill()
+                with pytest.raises(ConnectionLostError):
+                    await session.wait()
+    assert machine.cgroups() != []
+    with machine.running():
+        async with machine.client() as client:
+            with trio.fail_after(10):
+                while machine.cgroups():  # noqa: ASYNC110  the kernel tells nobody
+                    await trio.sleep(0.01)
+            info = await client.sandbox_inspect("box")
+            assert info.state == "failed"
+            assert "restarted" in info.error
+            await client.sandbox_remove("box")
+            assert machine.leftovers() == []
+
+
+async def test_where_there_were_never_sandboxes_an_agent_makes_nothing(machine: Machine, agent: RunningAgent) -> None:
+    async with machine.client() as client:
+        assert list((await client.sandbox_list()).sandboxes) == []
+    assert not (machine.directory / "sandboxes").exists()
+    assert '"level": "error"' not in agent.log
