@@ -54,7 +54,11 @@ class Requests:
         check_reply(await self._exchange(request, message, slow=slow), request)
 
     async def _exchange(self, request: MessageType, message: Message | None, *, slow: bool = False) -> Frame:
-        connection = self._connection
+        return await self._exchange_over(self._connection, request, message, slow=slow)
+
+    async def _exchange_over(
+        self, connection: Connection, request: MessageType, message: Message | None, *, slow: bool = False
+    ) -> Frame:
         payload = b"" if message is None else message.SerializeToString()
         trace_id = connection.new_trace_id()
         seconds = self._slow_timeout if slow else self._timeout

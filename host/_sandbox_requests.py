@@ -133,9 +133,15 @@ class SandboxRequests(Requests):
 
     @asynccontextmanager
     async def sandbox_events(self, sandbox_id: str = "", *, action: str = "") -> AsyncIterator[EventStream]:
-        """Events of one sandbox or of all (""), of one action or of all (""), from now on."""
+        """Events of one sandbox or of all (""), of one action or of all ("").
+
+        What happens after the context was entered is in there, whoever made it happen.
+        """
         request = sandbox_v1.SandboxEventsRequest(id=sandbox_id, action=action)
-        async with self._stream(MessageType.SandboxEventsRequest, request, sandbox_v1.SandboxEvent) as (replies, _, _):
+        async with self._stream(MessageType.SandboxEventsRequest, request, sandbox_v1.SandboxEvent) as stream:
+            replies, connection, _ = stream
+            # Nothing tells that it has begun. But what comes after it on the same connection is answered after that.
+            await self._exchange_over(connection, MessageType.PingRequest, None)
             yield EventStream(replies)
 
     async def checkpoint(

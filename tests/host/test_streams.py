@@ -245,17 +245,24 @@ async def test_communicate_with_a_process_that_does_not_read_ends_when_it_does(p
             assert await session.communicate(bytes(8 * KIBIBYTE * KIBIBYTE)) == Completed(1, b"", b"")
 
 
-async def test_events_come_as_they_happen(pair: Pair) -> None:
+async def test_events_come_as_they_happen_once_the_agent_has_begun_to_tell_them(pair: Pair) -> None:
     client, agent = pair
-    async with client.sandbox_events("box", action="idle") as events:
+    events_of_box = sandbox_v1.SandboxEventsRequest(id="box", action="idle")
+    event = sandbox_v1.SandboxEvent(sandbox_id="box", action="idle", timestamp=5, attributes={"exit_code": "0"})
+
+    async def tell() -> None:
         request = await agent.receive()
-        assert request.message == sandbox_v1.SandboxEventsRequest(id="box", action="idle")
-        event = sandbox_v1.SandboxEvent(sandbox_id="box", action="idle", timestamp=5, attributes={"exit_code": "0"})
+        assert request.message == events_of_box
         await agent.reply(request, event)
-        assert await anext(events) == event
+        await agent.reply(await agent.receive(), PONG)  # whoever answers this has begun with what came before it
         await agent.reply(request, ErrorReply(503, "fell behind"))
-        with pytest.raises(errors.UnavailableError, match="fell behind"):
-            await anext(events)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tell)
+        async with client.sandbox_events("box", action="idle") as events:
+            assert await anext(events) == event
+            with pytest.raises(errors.UnavailableError, match="fell behind"):
+                await anext(events)
 
 
 async def flood(agent: FakeAgent, request: Request, frames: int, sent: list[int]) -> None:

@@ -188,6 +188,7 @@ async def test_what_a_killed_agent_left_is_failed_and_cleared_away(machine: Mach
     with machine.running():
         async with machine.client() as client:
             with trio.fail_after(10):
+                await trio.lowlevel.checkpoint()
                 while machine.cgroups():  # noqa: ASYNC110  the kernel tells nobody
                     await trio.sleep(0.01)
             info = await client.sandbox_inspect("box")

@@ -17,7 +17,7 @@ import pytest
 import trio
 from attrs import define, field
 
-from protocol import ErrorReply, MessageType, sandbox_v1
+from protocol import ErrorReply, MessageType, arcbox_v1, sandbox_v1
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -117,7 +117,7 @@ class Cli:
 
         async def answer(agent: FakeAgent) -> None:
             agent.requests = requests
-            await agent.serve(script)
+            await agent.serve({MessageType.PingRequest: lambda _: arcbox_v1.AgentPingResponse(), **script})
 
         self.listener.serve_agent(answer)
         return requests

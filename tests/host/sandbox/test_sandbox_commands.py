@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from protocol import ErrorReply, MessageType, sandbox_v1
+from protocol import ErrorReply, MessageType, arcbox_v1, sandbox_v1
 
 if TYPE_CHECKING:
     from host.testing import FakeAgent, Request, Script
@@ -95,6 +95,7 @@ async def test_create_waits_for_the_event(cli: Cli) -> None:
         while True:
             request = await agent.receive()
             if request.type == T.SandboxEventsRequest:
+                await agent.reply(await agent.receive(), arcbox_v1.AgentPingResponse())
                 await happened.wait()
                 for action in ("created", "ready"):
                     await agent.reply(request, sandbox_v1.SandboxEvent(sandbox_id="box", action=action))
