@@ -9,8 +9,6 @@ import resource
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from attrs import frozen
-
 from guest.sandboxes.oci import seccomp
 
 if TYPE_CHECKING:
@@ -67,30 +65,12 @@ _CPU_PERIOD: Final = 100_000
 _OPEN_FILES: Final = 1_048_576
 
 
-@frozen
-class Bind:
-    """A mount that the driver has made ready, for the runtime to take into the sandbox."""
-
-    source: str
-    target: str
-    """Resolved: no symbolic links in it."""
-
-    readonly: bool = False
-
-    def mount(self) -> dict[str, Any]:
-        options = ["rbind", "rprivate", "ro" if self.readonly else "rw"]
-        return {"destination": self.target, "source": self.source, "type": "bind", "options": options}
-
-
-def sandbox_config(  # noqa: PLR0913  by name, and each is another thing
-    spec: Spec, *, rootfs: str, binds: Sequence[Bind], init: str, cgroups_path: str, max_processes: int
-) -> dict[str, Any]:
+def sandbox_config(spec: Spec, *, rootfs: str, init: str, cgroups_path: str, max_processes: int) -> dict[str, Any]:
     """The configuration of a sandbox, whose only process is its init: `config.json` of its bundle.
 
     Args:
         spec: with limits that are above 0.
-        rootfs: where its root file system is mounted.
-        binds: in the order in which they are mounted.
+        rootfs: where its root file system is mounted, and in that its bind mounts.
         init: the path, outside, of a static program that reaps and waits when it is called with -P, as catatonit does.
         cgroups_path: in the hierarchies with the controllers.
         max_processes: how many may run in it.
@@ -111,7 +91,7 @@ def sandbox_config(  # noqa: PLR0913  by name, and each is another thing
         "hostname": spec.id,
         "root": {"path": rootfs, "readonly": False},
         "process": _process([INIT, "-P"], {}, "/", uid=0, gid=0),
-        "mounts": [*_file_systems(), Bind(init, INIT, readonly=True).mount(), *(bind.mount() for bind in binds)],
+        "mounts": [*_file_systems(), _mount(INIT, "bind", init, ["bind", "rprivate", "ro"])],
         "linux": linux,
     }
 
@@ -156,8 +136,8 @@ def _process(argv: Sequence[str], environment: Mapping[str, str], cwd: str, *, u
 def _resources(limits: Limits, max_processes: int) -> dict[str, Any]:
     size = limits.memory_mib * 2**20
     memory = {"limit": size}
-    if _has_swap():
-        memory["swap"] = size  # together with memory, so: none. A kernel without swap has no such limit to set.
+    if _counts_swap():
+        memory["swap"] = size  # together with memory, so: none
     return {
         "memory": memory,
         "cpu": {"quota": limits.vcpus * _CPU_PERIOD, "period": _CPU_PERIOD},
@@ -166,27 +146,28 @@ def _resources(limits: Limits, max_processes: int) -> dict[str, Any]:
     }
 
 
-def _has_swap() -> bool:
-    try:
-        return len(Path("/proc/swaps").read_text().splitlines()) > 1
-    except OSError:
-        return False
+def _counts_swap() -> bool:
+    """Whether the kernel has a limit for swap to set: one that can have swap does, though it may be told not to count.
+
+    Whether there is swap just now does not matter: there may be later.
+    """
+    return Path("/proc/swaps").exists() and "swapaccount=0" not in Path("/proc/cmdline").read_text().split()
 
 
 def _file_systems() -> list[dict[str, Any]]:
     safe = ["nosuid", "noexec", "nodev"]
     return [
-        _file_system("/proc", "proc", "proc", safe),
-        _file_system("/dev", "tmpfs", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        _file_system(
+        _mount("/proc", "proc", "proc", safe),
+        _mount("/dev", "tmpfs", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        _mount(
             "/dev/pts", "devpts", "devpts", ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]
         ),
-        _file_system("/dev/shm", "tmpfs", "shm", [*safe, "mode=1777", "size=65536k"]),  # noqa: S108  the sandbox's
-        _file_system("/dev/mqueue", "mqueue", "mqueue", safe),
-        _file_system("/sys", "sysfs", "sysfs", [*safe, "ro"]),
-        _file_system("/sys/fs/cgroup", "cgroup", "cgroup", [*safe, "relatime", "ro"]),
+        _mount("/dev/shm", "tmpfs", "shm", [*safe, "mode=1777", "size=65536k"]),  # noqa: S108  the sandbox's
+        _mount("/dev/mqueue", "mqueue", "mqueue", safe),
+        _mount("/sys", "sysfs", "sysfs", [*safe, "ro"]),
+        _mount("/sys/fs/cgroup", "cgroup", "cgroup", [*safe, "relatime", "ro"]),
     ]
 
 
-def _file_system(target: str, kind: str, source: str, options: list[str]) -> dict[str, Any]:
+def _mount(target: str, kind: str, source: str, options: list[str]) -> dict[str, Any]:
     return {"destination": target, "type": kind, "source": source, "options": options}

@@ -223,12 +223,11 @@ class OciDriver:
         """Have everything ready for the runtime; the group for its client."""
         stage.directory.mkdir(mode=0o700)
         stage.mount_root(lower)
-        binds = stage.mount_binds(mounts, spec.mounts)
+        stage.mount_binds(mounts, spec.mounts)
         groups = self._cgroups(equipment, spec.id)
         config = bundle.sandbox_config(
             spec,
             rootfs=str(stage.rootfs),
-            binds=binds,
             init=equipment.init,
             cgroups_path=groups.runtime_path,
             max_processes=self.max_processes,

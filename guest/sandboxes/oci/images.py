@@ -90,14 +90,14 @@ def _mount(found: int, path: Path) -> None:
 def _mount_file(file: int, path: Path) -> None:
     kind = _kind(file)
     path.mkdir(parents=True, exist_ok=True)
+    flags = linux.MS_RDONLY | linux.MS_NODEV | linux.MS_NOSUID
     try:
         with loop.attached(file) as device:
-            linux.mount(
-                device, str(path), kind, linux.MS_RDONLY | linux.MS_NODEV | linux.MS_NOSUID, _OPTIONS.get(kind, "")
-            )
-    except OSError as error:
+            linux.mount(device, str(path), kind, flags, _OPTIONS.get(kind, ""))
+    except (OSError, GuestError) as error:
         path.rmdir()
-        raise GuestError(f"the {kind} image can't be mounted: {error.strerror}") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise GuestError(f"the {kind} image can't be mounted: {why}") from error
 
 
 def _unmount(path: Path) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
-from typing import Final
+import platform
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
 
-AT_FDCWD: Final = -100
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
 CLONE_FS: Final = 0x200
 CLONE_NEWNS: Final = 0x20000
 
@@ -14,6 +18,7 @@ MS_RDONLY: Final = 1
 MS_NOSUID: Final = 2
 MS_NODEV: Final = 4
 MS_REC: Final = 0x4000
+MS_PRIVATE: Final = 1 << 18
 MS_SLAVE: Final = 1 << 19
 MNT_DETACH: Final = 2
 
@@ -24,12 +29,16 @@ RESOLVE_IN_ROOT: Final = 16
 _SYS_OPEN_TREE: Final = 428
 _SYS_MOVE_MOUNT: Final = 429
 _SYS_OPENAT2: Final = 437
+_SYS_FACCESSAT2: Final = 439
 _SYS_MOUNT_SETATTR: Final = 442
+_SYS_SETGROUPS: Final = 116 if platform.machine() == "x86_64" else 159  # not so young
 
 _OPEN_TREE_CLONE: Final = 1
+_AT_EACCESS: Final = 0x200
 _AT_EMPTY_PATH: Final = 0x1000
 _AT_RECURSIVE: Final = 0x8000
 _MOVE_MOUNT_F_EMPTY_PATH: Final = 4
+_MOVE_MOUNT_T_EMPTY_PATH: Final = 0x40
 _MOUNT_ATTR_RDONLY: Final = 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -59,14 +68,15 @@ def clone_mount(opened: int) -> int:
     return _check(_libc.syscall(_SYS_OPEN_TREE, opened, b"", flags))
 
 
-def attach_mount(mount: int, target: str) -> None:
-    """Hang a mount of `clone_mount` into the calling thread's mount namespace."""
-    _check(_libc.syscall(_SYS_MOVE_MOUNT, mount, b"", AT_FDCWD, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH), target)
+def attach_mount(mount: int, target: int) -> None:
+    """Hang a mount of `clone_mount` on what is open, in the calling thread's mount namespace."""
+    flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
+    _check(_libc.syscall(_SYS_MOVE_MOUNT, mount, b"", target, b"", flags))
 
 
-def make_read_only(mount: int) -> None:
-    """Make a mount read-only, and all that is mounted below: mount_setattr(2)."""
-    attributes = _MountAttributes(_MOUNT_ATTR_RDONLY, 0, 0, 0)
+def make_private(mount: int, *, readonly: bool = False) -> None:
+    """Have what is mounted on a mount, or below, show nowhere else; perhaps make it read-only: mount_setattr(2)."""
+    attributes = _MountAttributes(_MOUNT_ATTR_RDONLY if readonly else 0, 0, MS_PRIVATE, 0)
     flags = _AT_EMPTY_PATH | _AT_RECURSIVE
     size = ctypes.sizeof(attributes)
     _check(_libc.syscall(_SYS_MOUNT_SETATTR, mount, b"", flags, ctypes.byref(attributes), size))
@@ -91,6 +101,32 @@ def unshare(flags: int) -> None:
 def setns(namespace: int, kind: int) -> None:
     """Move the calling thread into a namespace."""
     _check(_libc.setns(namespace, kind))
+
+
+@contextmanager
+def acting_as(uid: int, gid: int, groups: Sequence[int]) -> Iterator[None]:
+    """Have the calling thread, and no other, look at files as another user does: without a capability, too.
+
+    Nothing below /proc/self can be looked at meanwhile. See credentials(7).
+    """
+    before = os.getgroups(), os.getegid(), os.geteuid()
+    try:
+        _set_credentials(groups, gid, uid)
+        yield
+    finally:
+        _set_credentials(*before)
+
+
+def _set_credentials(groups: Sequence[int], gid: int, uid: int) -> None:
+    # The C library's setgroups is for all threads of the process.
+    _check(_libc.syscall(_SYS_SETGROUPS, len(groups), (ctypes.c_uint32 * len(groups))(*groups)))
+    _libc.setfsgid(ctypes.c_uint32(gid))
+    _libc.setfsuid(ctypes.c_uint32(uid))
+
+
+def check_executable(opened: int) -> None:
+    """Find out whether what is open can be executed, by its permissions and its mount: faccessat2(2)."""
+    _check(_libc.syscall(_SYS_FACCESSAT2, opened, b"", os.X_OK, _AT_EACCESS | _AT_EMPTY_PATH))
 
 
 def _bytes(text: str | None) -> bytes | None:

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import posixpath
 import stat
 import struct
+from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from guest.sandboxes.oci import linux
 from guest.sandboxes.oci.root_files import opened, read_start
 
 if TYPE_CHECKING:
@@ -21,9 +25,27 @@ if TYPE_CHECKING:
 NOT_FOUND: Final = 127
 NOT_EXECUTABLE: Final = 126
 
+_MISSING: Final = (errno.ENOENT, errno.ENOTDIR)
+
+_SCRIPT_HEAD: Final = 256
+"""Bytes of a script that the kernel looks at: BINPRM_BUF_SIZE in linux/binfmts.h."""
+
+_INTERPRETERS: Final = 5
+"""Of a script, whose interpreter may be a script as well: with more, the kernel gives up."""
+
 _PT_INTERP: Final = 3
 _PROGRAM_HEADERS: Final = 64 * 1024
 """Bytes from the beginning of an executable in which its program headers are looked for."""
+
+
+_ELF_HEADER: Final = 52
+"""Bytes, at least: of 32 bits."""
+
+_MACHINES: Final = {"x86_64": (62, 3), "aarch64": (183, 40)}
+"""What the kernel of a machine executes, as e_machine has it: its own programs, and those of 32 bits."""
+
+_OTHER_FORMATS: Final = Path("/proc/sys/fs/binfmt_misc")
+"""With a file for every kind of program that something is registered for: Rosetta, say, or qemu."""
 
 
 class CommandError(Exception):
@@ -57,10 +79,10 @@ def check(root: int, name: str, *, working_dir: str, path: str, identity: Identi
             _check_permission(root, file, identity)
         except OSError as error:
             # As execvp(3): what is there, and can't be executed, is the answer if nothing better is found.
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            if error.errno not in _MISSING:
                 refused = refused or error
             continue
-        _check_format(root, file, name)
+        _check_format(root, file, name, working_dir=working_dir, identity=identity)
         return
     if refused is not None:
         raise CommandError(NOT_EXECUTABLE, f"{name}: {_reason(refused)}")
@@ -68,37 +90,69 @@ def check(root: int, name: str, *, working_dir: str, path: str, identity: Identi
 
 
 def _check_permission(root: int, file: str, identity: Identity) -> None:
-    with opened(root, file) as found:
-        status = os.fstat(found)
-    if stat.S_ISDIR(status.st_mode):
-        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
-    if not stat.S_ISREG(status.st_mode) or not status.st_mode & _execute_bits(status, identity):
-        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    # Root of a sandbox may look wherever the agent may.
+    acting = linux.acting_as(identity.uid, identity.gid, identity.groups) if identity.uid else nullcontext()
+    with acting, opened(root, file) as found:
+        mode = os.fstat(found).st_mode
+        if stat.S_ISDIR(mode):
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        linux.check_executable(found)
 
 
-def _execute_bits(status: os.stat_result, identity: Identity) -> int:
-    """Those of which one must be set. Root needs any, with CAP_DAC_OVERRIDE."""
-    if identity.uid == 0:
-        return stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
-    if identity.uid == status.st_uid:
-        return stat.S_IXUSR
-    return stat.S_IXGRP if status.st_gid in (identity.gid, *identity.groups) else stat.S_IXOTH
+def _check_format(root: int, file: str, name: str, *, working_dir: str, identity: Identity) -> None:
+    for _ in range(_INTERPRETERS):
+        try:
+            head = read_start(root, file, _PROGRAM_HEADERS)
+        except OSError:
+            return
+        is_script = head.startswith(b"#!")
+        interpreter = os.fsdecode(_script_interpreter(head) if is_script else _loader(head))
+        if not (interpreter if is_script else _is_executable(head)):
+            raise CommandError(NOT_EXECUTABLE, f"{name}: exec format error")
+        if not interpreter:
+            return
+        file = posixpath.join(working_dir, interpreter)
+        _check_interpreter(root, file, name, interpreter, identity)
+        if not is_script:
+            return
+    raise CommandError(NOT_EXECUTABLE, f"{name}: too many levels of interpreters")
 
 
-def _check_format(root: int, file: str, name: str) -> None:
+def _check_interpreter(root: int, file: str, name: str, interpreter: str, identity: Identity) -> None:
+    shown = interpreter if interpreter.isprintable() else repr(interpreter)  # a line that ends as on Windows, say
     try:
-        head = read_start(root, file, _PROGRAM_HEADERS)
-    except OSError:
-        return
-    if head.startswith(b"#!"):
-        words = head[2:].partition(b"\n")[0].split()
-        interpreter = words[0] if words else b""
-    elif head.startswith(b"\x7fELF"):
-        interpreter = _loader(head)
-    else:
-        raise CommandError(NOT_EXECUTABLE, f"{name}: exec format error")
-    if interpreter and not _exists(root, os.fsdecode(interpreter)):
-        raise CommandError(NOT_FOUND, f"{name}: its interpreter {os.fsdecode(interpreter)} is not found")
+        _check_permission(root, file, identity)
+    except OSError as error:
+        if error.errno in _MISSING:
+            raise CommandError(NOT_FOUND, f"{name}: its interpreter {shown} is not found") from error
+        raise CommandError(NOT_EXECUTABLE, f"{name}: its interpreter {shown}: {_reason(error)}") from error
+
+
+def _is_executable(head: bytes) -> bool:
+    """Whether a file that is no script can be executed, by its format. Of other machines' programs, it may be."""
+    if not head.startswith(b"\x7fELF") or len(head) < _ELF_HEADER:
+        return _others_are_executed() is True
+    native = _MACHINES.get(platform.machine())
+    if native is None or int.from_bytes(head[18:20], "little") in native:
+        return True
+    return _others_are_executed() is not False
+
+
+def _others_are_executed() -> bool | None:
+    """Whether the kernel was told of other formats; None where that can't be seen."""
+    try:
+        names = set(os.listdir(_OTHER_FORMATS))
+    except FileNotFoundError:
+        return False
+    return names != {"register", "status"} if names else None
+
+
+def _script_interpreter(head: bytes) -> bytes:
+    """As the kernel finds it: only blanks and the end of the line end it. Empty for none."""
+    line = head[2:_SCRIPT_HEAD].partition(b"\n")[0].partition(b"\0")[0]
+    return line.replace(b"\t", b" ").strip(b" ").partition(b" ")[0]
 
 
 def _loader(head: bytes) -> bytes:
@@ -114,18 +168,10 @@ def _loader(head: bytes) -> bytes:
                 f"{order}IIQQQQ", head, offset + index * size
             )
             if kind == _PT_INTERP:
-                return head[start : start + length].rstrip(b"\0")
-    except struct.error:
+                return head[start : start + length].partition(b"\0")[0]
+    except (struct.error, OverflowError):  # they lie elsewhere
         pass
     return b""
-
-
-def _exists(root: int, path: str) -> bool:
-    try:
-        with opened(root, path):
-            return True
-    except OSError:
-        return False
 
 
 def _reason(error: OSError) -> str:

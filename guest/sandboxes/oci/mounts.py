@@ -7,21 +7,19 @@ nothing, and what was mounted after the driver's own namespace was made is found
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from attrs import define, field
 
 from guest.errors import GuestError, InvalidArgumentError
 from guest.sandboxes.oci import linux
-from guest.sandboxes.oci.bundle import Bind
 from guest.sandboxes.oci.root_files import open_path
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from guest.sandboxes.model import BindMount
@@ -56,7 +54,7 @@ class Sources:
 
     @property
     def rootfs_is_directory(self) -> bool:
-        return stat.S_ISDIR(os.fstat(self.rootfs).st_mode)
+        return _is_directory(self.rootfs)
 
     def close(self) -> None:
         self._stack.close()
@@ -104,7 +102,7 @@ class Stage:
         # The upper directory becomes the sandbox's /, for all of its users.
         (self.directory / "upper").chmod(0o755)
         if isinstance(lower, int):
-            lower = self._attach(lower, self.directory / "lower")
+            lower = self._attach_lower(lower)
         layers = {"lowerdir": lower, "upperdir": self.directory / "upper", "workdir": self.directory / "work"}
         options = ",".join(f"{name}={_escape(path)}" for name, path in layers.items())
         try:
@@ -113,22 +111,20 @@ class Stage:
             raise GuestError(f"the overlay in {self.directory} can't be mounted: {error.strerror}") from error
         self._mounted.append(self.rootfs)
 
-    def mount_binds(self, mounts: Sequence[int], binds: Sequence[BindMount]) -> list[Bind]:
-        """Have mounts, which hang nowhere yet, ready for the runtime, and their targets in the root file system.
+    def mount_binds(self, mounts: Sequence[int], binds: Sequence[BindMount]) -> None:
+        """Hang mounts, which hang nowhere yet, into the root file system, one after the other.
+
+        It is not left to the runtime, for which a target would be a path: what leads elsewhere may lie in a source that
+        was mounted before, and other sandboxes may write there at any time.
 
         Raises:
             InvalidArgumentError: there can't be such a target.
         """
-        ready = []
         with open_path(str(self.rootfs)) as root:
-            for number, (mount, bind) in enumerate(zip(mounts, binds, strict=True)):
-                if bind.readonly:
-                    linux.make_read_only(mount)
-                is_directory = stat.S_ISDIR(os.fstat(mount).st_mode)
-                target = _make_target(root, bind.target, is_directory=is_directory)
-                source = self._attach(mount, self.directory / f"bind-{number}", is_directory=is_directory)
-                ready.append(Bind(str(source), target, bind.readonly))
-        return ready
+            for mount, bind in zip(mounts, binds, strict=True):
+                linux.make_private(mount, readonly=bind.readonly)
+                with _target(root, bind.target, is_directory=_is_directory(mount)) as target:
+                    linux.attach_mount(mount, target)
 
     def unmount(self) -> None:
         """Unmount all of it."""
@@ -136,52 +132,73 @@ class Stage:
             with suppress(OSError):
                 linux.unmount(str(self._mounted.pop()), linux.MNT_DETACH)
 
-    def _attach(self, mount: int, path: Path, *, is_directory: bool = True) -> Path:
-        path.mkdir() if is_directory else path.touch()
-        linux.attach_mount(mount, str(path))
+    def _attach_lower(self, mount: int) -> Path:
+        path = self.directory / "lower"
+        path.mkdir()
+        linux.make_private(mount)
+        with open_path(str(path)) as target:
+            linux.attach_mount(mount, target)
         self._mounted.append(path)
         return path
 
 
-def _make_target(root: int, path: str, *, is_directory: bool) -> str:
-    """Have something to mount on; its path without symbolic links.
+@contextmanager
+def _target(root: int, path: str, *, is_directory: bool) -> Iterator[int]:
+    """Have something to mount on, open.
 
     Raises:
         InvalidArgumentError: that can't be.
     """
+    with ExitStack() as stack:
+        try:
+            fd = stack.enter_context(_opened_or_made(root, path, is_directory=is_directory))
+            resolved = "/" + os.path.relpath(_path_of(fd), _path_of(root))
+            mode = os.fstat(fd).st_mode
+        except OSError as error:
+            why = error.strerror
+            raise InvalidArgumentError(f"{path} can't be made in the sandbox, to mount on it: {why}") from error
+        if stat.S_ISDIR(mode) != is_directory:
+            kinds = ("directory", "file") if is_directory else ("file", "directory")
+            raise InvalidArgumentError(f"{path} in the sandbox is a {kinds[1]}: no {kinds[0]} can be mounted on it")
+        if resolved == "/." or any(resolved == taken or resolved.startswith(f"{taken}/") for taken in _NOT_INTO):
+            raise InvalidArgumentError(f"nothing can be mounted on {path} in the sandbox: it is taken")
+        yield fd
+
+
+@contextmanager
+def _opened_or_made(root: int, path: str, *, is_directory: bool) -> Iterator[int]:
+    fd, missing = _open_existing(root, path)
     try:
-        fd = _open_or_make(root, path, is_directory=is_directory)
-    except OSError as error:
-        raise InvalidArgumentError(f"{path} can't be made in the sandbox, to mount on it: {error.strerror}") from error
-    try:
-        found_directory = stat.S_ISDIR(os.fstat(fd).st_mode)
-        resolved = "/" + os.path.relpath(_path_of(fd), _path_of(root))
+        while missing:
+            name = missing.pop()
+            _make(fd, name, is_directory=is_directory or bool(missing))
+            parent, fd = fd, os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+            os.close(parent)
+        yield fd
     finally:
         os.close(fd)
-    if found_directory != is_directory:
-        kinds = ("directory", "file") if is_directory else ("file", "directory")
-        raise InvalidArgumentError(f"{path} in the sandbox is a {kinds[1]}: no {kinds[0]} can be mounted on it")
-    if resolved == "/." or any(resolved == taken or resolved.startswith(f"{taken}/") for taken in _NOT_INTO):
-        raise InvalidArgumentError(f"nothing can be mounted on {path} in the sandbox: it is taken")
-    return resolved
 
 
-def _open_or_make(root: int, path: str, *, is_directory: bool) -> int:
-    try:
-        return linux.open_in_root(root, path, os.O_PATH)
-    except OSError as error:
-        if error.errno != errno.ENOENT:
-            raise
-    parent_path, _, name = path.rstrip("/").rpartition("/")
-    parent = _open_or_make(root, parent_path or "/", is_directory=True)
-    try:
-        if is_directory:
-            os.mkdir(name, 0o755, dir_fd=parent)
-        else:
-            os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=parent))
-    finally:
-        os.close(parent)
-    return linux.open_in_root(root, path, os.O_PATH)
+def _open_existing(root: int, path: str) -> tuple[int, list[str]]:
+    """Open as much of a path as there is; what is missing, the last name first. A path can have 2,000."""
+    missing: list[str] = []
+    while True:
+        try:
+            return linux.open_in_root(root, path or "/", os.O_PATH), missing
+        except FileNotFoundError:
+            path, _, name = path.rstrip("/").rpartition("/")
+            missing.append(name)
+
+
+def _make(parent: int, name: str, *, is_directory: bool) -> None:
+    if is_directory:
+        os.mkdir(name, 0o755, dir_fd=parent)
+    else:
+        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=parent))
+
+
+def _is_directory(opened: int) -> bool:
+    return stat.S_ISDIR(os.fstat(opened).st_mode)
 
 
 def _path_of(fd: int) -> str:

@@ -39,7 +39,7 @@ def open_path(path: str, flags: int = os.O_PATH) -> Iterator[int]:
 def read(root: int, path: str) -> str:
     """The text of a file; nothing if it can't be read, or is no regular file."""
     try:
-        return read_start(root, path, _LARGEST).decode("utf-8", "surrogateescape")
+        return read_start(root, path, _LARGEST).decode("utf-8", "replace")
     except OSError:
         return ""
 

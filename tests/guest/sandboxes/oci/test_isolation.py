@@ -169,6 +169,22 @@ async def test_the_host_and_the_agent_can_not_be_reached_over_vsock(boxes: Boxes
     assert (await box.python("import _socket; _socket.socket(1, 1); print('unix')")).text == "unix\n"
 
 
+async def test_bits_that_the_kernel_does_not_look_at_get_nothing_past_the_filter(boxes: Boxes) -> None:
+    """A filter sees 64 bits of an argument that for the kernel is an int."""
+    if os.uname().machine != "x86_64":
+        pytest.skip("the numbers are those of x86_64")
+    box = await boxes(with_python=True, memory_mib=256)
+    code = SYSCALL + textwrap.dedent("""
+        high = 1 << 32
+        for family in (40, 40 | high, 38, 38 | high):                   # vsock, and the kernel's cryptography
+            print(call(41, ctypes.c_uint64(family), ctypes.c_uint64(1), ctypes.c_uint64(0)))
+        print(call(41, ctypes.c_uint64(1), ctypes.c_uint64(1), ctypes.c_uint64(0)))
+    """)
+    answers = (await box.python(code)).text.split()
+    assert answers[-1] == "done"
+    assert "done" not in answers[:-1]
+
+
 async def test_kernel_files_that_tell_or_change_too_much_are_hidden(boxes: Boxes) -> None:
     box = await boxes()
     for path in ("/proc/kcore", "/proc/keys", "/proc/timer_list", "/sys/firmware"):

@@ -133,6 +133,19 @@ async def test_links_in_the_target_lead_nowhere_but_inside(  # noqa: PLR0917  pa
     assert not (root / "tmp" / "x").exists()
 
 
+async def test_links_in_a_source_that_was_mounted_before_lead_nowhere_but_inside(
+    boxes: Boxes, shared: Path, tmp_path: Path
+) -> None:
+    """Other sandboxes may write there: what the runtime was told as a path would be followed by it."""
+    (shared / "link").symlink_to("/etc")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mine").write_text("")
+    box = await boxes(mounts=bind(shared, "/mnt") + bind(other, "/mnt/link/arcbox-test"))
+    assert (await box.run("ls", "/etc/arcbox-test")).text == "mine\n"
+    assert not Path("/etc/arcbox-test").exists()
+
+
 async def test_a_directory_can_not_cover_a_file_nor_a_file_a_directory(boxes: Boxes, shared: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="is a file"):
         await boxes("a", mounts=bind(shared, "/etc/passwd"))
