@@ -38,20 +38,31 @@ _RESOLVE_CACHED: Final = 0x20
 _AT_FDCWD: Final = -100
 _AT_EMPTY_PATH: Final = 0x1000
 _AT_STATX_DONT_SYNC: Final = 0x4000
-_STATX_TYPE_AND_MODE: Final = 0x3
+_STATX_WANTED: Final = 0x203
+"""Type, mode and size."""
+
 _STATX_MNT_ID: Final = 0x1000
 _STATX_MNT_ID_UNIQUE: Final = 0x4000
 """Since Linux 6.8. The ids of before were used again, for mounts of any other kind."""
 
-_STATX: Final = Struct("=I 24x H 114x Q")
-"""struct statx(2), as far as it is needed: mask, mode, mount id."""
+_STATX: Final = Struct("=I 24x H 10x Q 96x Q")
+"""struct statx(2), as far as it is needed: mask, mode, size, mount id."""
 
 _STATX_SIZE: Final = 256
 
 
 class _Status(NamedTuple):
     mode: int
+    size: int
     mount: int
+
+
+class CachedFile(NamedTuple):
+    """A file that was opened, for whoever asked for it to close."""
+
+    descriptor: int
+    size: int
+    """In bytes."""
 
 
 @define(eq=False)
@@ -61,7 +72,7 @@ class CachedFiles:
     _is_local: dict[int, bool] = field(init=False, factory=dict)
     """By mount id."""
 
-    def open(self, path: bytes) -> int | None:
+    def open(self, path: bytes) -> CachedFile | None:
         """Open a regular file for reading; None when that would be an error, or may take waiting.
 
         Args:
@@ -74,7 +85,7 @@ class CachedFiles:
             status = _status(handle, _STATX_MNT_ID_UNIQUE)
             if status is None or not self._is_local.get(status.mount) or not stat.S_ISREG(status.mode):
                 return None
-            return os.open(f"/proc/self/fd/{handle}", os.O_RDONLY)
+            return CachedFile(os.open(f"/proc/self/fd/{handle}", os.O_RDONLY), status.size)
         except OSError:
             return None
         finally:
@@ -110,11 +121,11 @@ def _open_cached(path: bytes) -> int | None:
 def _status(descriptor: int, kind_of_id: int) -> _Status | None:
     """What the kernel has at hand on an open file; None where it does not know that kind of mount id."""
     buffer = ctypes.create_string_buffer(_STATX_SIZE)
-    flags, mask = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, _STATX_TYPE_AND_MODE | kind_of_id
+    flags, mask = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, _STATX_WANTED | kind_of_id
     if _statx()(descriptor, b"", flags, mask, buffer) != 0:
         return None
-    known, mode, mount = _STATX.unpack_from(buffer)
-    return _Status(mode, mount) if known & mask == mask else None
+    known, *status = _STATX.unpack_from(buffer)
+    return _Status(*status) if known & mask == mask else None
 
 
 @cache

@@ -93,11 +93,11 @@ class Files:
 
     def _open_cached(self, path: bytes, offset: int, length: int) -> FileRange | None:
         """The part, if all of it can be had without waiting."""
-        descriptor = self._cached.open(path)
-        if descriptor is None:
+        cached = self._cached.open(path)
+        if cached is None:
             return None
-        file = FileRange(descriptor, offset, min(length, os.fstat(descriptor).st_size - offset), local=True)
-        if file.length > 0 and is_resident(descriptor, offset, file.length):
+        file = FileRange(cached.descriptor, offset, min(length, cached.size - offset), local=True)
+        if file.length > 0 and is_resident(cached.descriptor, offset, file.length):
             return file
         file.close()
         return None

@@ -63,12 +63,15 @@ class FileReply:
 
     tail: Callable[[int], bytes]
     """The payload after them, given how many were really there: where the file ended early, zeros take their place, so
-    that the frame stays whole. It has the same size whatever the number."""
+    that the frame stays whole."""
+
+    tail_size: int
+    """Bytes of the tail, whatever the number."""
 
     @property
     def size(self) -> int:
         """Bytes of the payload."""
-        return len(self.head) + self.file.length + len(self.tail(self.file.length))
+        return len(self.head) + self.file.length + self.tail_size
 
 
 @frozen

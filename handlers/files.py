@@ -32,10 +32,10 @@ def _reply(file: FileRange) -> FileReply:
     length = varint(file.length)
 
     def tail(sent: int) -> bytes:
-        bytes_read = sent if sent == file.length else min(sent, file.left())
-        return _BYTES_READ_TAG + varint(bytes_read, len(length))
+        bytes_read = length if sent == file.length else varint(min(sent, file.left()), len(length))
+        return _BYTES_READ_TAG + bytes_read
 
-    return FileReply(head=_DATA_TAG + length, file=file, tail=tail)
+    return FileReply(_DATA_TAG + length, file, tail, tail_size=len(_BYTES_READ_TAG) + len(length))
 
 
 @frozen

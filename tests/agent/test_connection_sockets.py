@@ -256,7 +256,7 @@ async def test_what_an_acknowledgement_promises_never_begins_when_it_can_not_be_
 def file_reply(path: Path, *, tail: bytes = b"") -> FileReply:
     """A reply with all of a file in it."""
     file = FileRange(os.open(path, os.O_RDONLY), 0, path.stat().st_size)
-    return FileReply(head=b"head", file=file, tail=lambda _sent: tail)
+    return FileReply(head=b"head", file=file, tail=lambda _sent: tail, tail_size=len(tail))
 
 
 async def test_a_file_is_sent_whole_with_what_comes_before_and_after_and_closed(stage: Stage, tmp_path: Path) -> None:

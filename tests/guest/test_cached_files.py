@@ -165,6 +165,6 @@ def test_mounts_are_forgotten_before_they_are_too_many(file: Path, monkeypatch: 
     for path in (file, Path("/proc/self/status"), file):
         with path.open("rb") as opened:
             assert cached.learn(opened.fileno()) == (path == file)
-    descriptor = cached.open(bytes(file))
-    assert descriptor is not None
-    os.close(descriptor)
+    opened_file = cached.open(bytes(file))
+    assert opened_file is not None
+    os.close(opened_file.descriptor)
