@@ -11,7 +11,7 @@ import trio
 from attrs import define, field
 
 from agent.first_wait import with_first_wait
-from agent.request_context import current_request
+from agent.request_context import Activity, current_activity
 from handlers import Acknowledgement, CommandError, FileReply, StreamCommand, UnaryCommand, error_reply
 from protocol import EXCHANGES, ErrorReply, MessageType, encode_frame
 from protocol.errors import ErrorCode, RemoteProtocolError
@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 _REPLIES_PER_WRITE = 64
 """Quick requests of one batch answered in a row before the other connections get their turn."""
 
-_ROUNDS_PER_TURN = 16
-"""Batches answered in a row before the other connections get their turn."""
+_BATCHES_PER_TURN = 16
+"""Batches answered without waiting before the other connections get their turn."""
 
 
 @define(eq=False)
@@ -51,6 +51,9 @@ class Dispatcher:
     _beside: trio.Semaphore
     """How many slow commands may still run beside the others."""
 
+    _activity: Activity
+    """Of the task that calls `run`."""
+
     _overtakable: set[str] = field(init=False, factory=set)
     """The trace ids of the slow commands that run beside the others."""
 
@@ -59,18 +62,45 @@ class Dispatcher:
 
     async def run(self, batches: trio.MemoryReceiveChannel[list[Frame]]) -> None:
         """Answer all that comes through the channel, until the reader closes it."""
-        rounds = 0
-        batch: list[Frame] | None = None
+        reader, writer, glances = self._reader, self._writer, 0
         with batches, suppress(trio.EndOfChannel):
             while True:
-                if batch is None:
-                    self._reader.dispatcher_idle()
-                    batch = await batches.receive()
-                await self._answer(batch)
-                rounds += 1
-                if rounds % _ROUNDS_PER_TURN == 0:
-                    await trio.lowlevel.checkpoint()
-                batch = _next(batches) if self._reader.poll() else None
+                if not reader.lent:
+                    batch = await self._from_task(batches)
+                elif reader.glance():
+                    batch = batches.receive_nowait()
+                    glances += 1
+                    if glances % _BATCHES_PER_TURN == 0:
+                        await trio.lowlevel.checkpoint()
+                else:
+                    try:
+                        await reader.readable()
+                    except trio.ClosedResourceError:  # `lent` is false now
+                        continue
+                    if not reader.look():
+                        continue
+                    batch = batches.receive_nowait()
+                reply = self._reply_at_once(batch)
+                if reply is None:
+                    await self._answer(batch)
+                elif (sent := writer.write_nowait(reply)) < len(reply):
+                    await writer.finish((reply,), sent)
+
+    async def _from_task(self, batches: trio.MemoryReceiveChannel[list[Frame]]) -> list[Frame]:
+        with suppress(trio.WouldBlock):
+            return batches.receive_nowait()
+        self._reader.dispatcher_idle()
+        return await batches.receive()
+
+    def _reply_at_once(self, batch: list[Frame]) -> bytes | None:
+        """The reply to a batch that is one quick request, as it is in a conversation; None for any other batch."""
+        if len(batch) != 1:
+            return None
+        frame = batch[0]
+        route = self._registry.routes.get(frame.type)
+        if route is None or (command := route.quick) is None:
+            return None
+        return self._answer_quick(command, route, frame)
 
     async def _answer(self, batch: list[Frame]) -> None:
         routes = self._registry.routes
@@ -87,7 +117,7 @@ class Dispatcher:
             if replies:
                 await self._writer.write(*replies)
                 replies.clear()
-            current_request.set(frame)
+            self._activity.request = frame
             if route is None:
                 await self._answer_unroutable(frame)
             else:
@@ -96,20 +126,20 @@ class Dispatcher:
             await self._writer.write(*replies)
 
     def _answer_quick(self, command: type[QuickCommand[Any]], route: Route, frame: Frame) -> bytes:
-        current_request.set(frame)
-        started = perf_counter()
+        self._activity.request = frame
+        started = perf_counter() if log.isEnabledFor(logging.DEBUG) else None
         try:
             answer = _encode(route, frame, command(route.parse(frame.payload))(self._context))
         except Exception as error:  # noqa: BLE001  whatever a handler raises ends its request, not the connection
             return _error_frame(frame, error)
-        _log_done(logging.DEBUG, started)
+        if started is not None:
+            _log_done(logging.DEBUG, started)
         return answer
 
     async def _start(self, route: Route, frame: Frame) -> None:
-        command = route.command
-        if issubclass(command, StreamCommand):
-            await self._start_stream(command, route, frame)
-        elif issubclass(command, UnaryCommand):
+        if (stream := route.stream) is not None:
+            await self._start_stream(stream, route, frame)
+        elif (command := route.unary) is not None:
             if command.slow and self._may_be_overtaken(frame.trace_id):
                 await self._start_beside(command, route, frame)
             else:
@@ -128,6 +158,7 @@ class Dispatcher:
         self._nursery.start_soon(self._run_beside, command, route, frame)
 
     async def _run_beside(self, command: type[UnaryCommand[Any]], route: Route, frame: Frame) -> None:
+        current_activity.set(Activity(self._activity.peer, frame))
         try:
             await self._run(command, route, frame, _nothing)
         finally:
@@ -172,6 +203,7 @@ class Dispatcher:
     async def _run_stream(
         self, command: StreamCommand[Any], frame: Frame, stream: OpenStream, begun: Callable[[], None]
     ) -> None:
+        current_activity.set(Activity(self._activity.peer, frame))
         started = perf_counter()
         try:
             await with_first_wait(command(self._context, stream), begun)
@@ -207,13 +239,6 @@ class Dispatcher:
         if frame.trace_id != self._dropped_for and not self._writer.broken:
             self._dropped_for = frame.trace_id
             log.warning("input dropped: it is for no stream that runs on this connection")
-
-
-def _next(batches: trio.MemoryReceiveChannel[list[Frame]]) -> list[Frame] | None:
-    try:
-        return batches.receive_nowait()
-    except trio.WouldBlock:  # the peer went away, and the reader did not hand over what it had
-        return None
 
 
 def _nothing() -> None:

@@ -1,14 +1,12 @@
 """The reading half of a connection: bytes off the transport, batches of whole frames into the channel.
 
-A peer in a conversation writes again as soon as it has its reply. So once a batch is with the dispatcher, the reader's
-task rests, and the dispatcher, done with the batch, calls `FrameReader.poll`: most often the next batch is there,
-without a trip through the scheduler and the kernel's poll. Whenever the dispatcher waits for anything, the task
-watches the transport, so that a peer that goes away is noticed.
+One at a time looks for more. In a conversation that is the dispatcher, by `FrameReader.look`: while it waits for the
+next batch anyway, a hop from task to task would cost as much as all the rest. Whenever it waits for something else, or
+a frame is only half there, it is the reader's own task, so that a peer that goes away or dawdles is always noticed.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 from typing import TYPE_CHECKING, Final
 
@@ -19,16 +17,16 @@ from protocol import ErrorReply
 from protocol.errors import ErrorCode
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from agent.transport import Transport
     from protocol import Frame, FrameDecoder
 
-log = logging.getLogger(__name__)
-
 _FAITH: Final = 3.0
-"""Polls in a row that may find nothing before the reader rests no more: with many connections that is the rule."""
+"""Looks that may find nothing, after which none is taken without waiting: with many connections that is the rule."""
 
 _FAITH_REGAINED: Final = 1 / 32
-"""Of a poll, per batch without a rest."""
+"""Of a look, per batch that was waited for."""
 
 
 @define(eq=False)
@@ -44,49 +42,69 @@ class FrameReader:
     complaint: ErrorReply | None = field(init=False, default=None)
     """After `run`: what the peer did that ends the connection, in words for the peer."""
 
-    _in_channel: int = field(init=False, default=0)
-    """Batches that the dispatcher is not done with: the one that it has, and those in the channel."""
+    lent: bool = field(init=False, default=False)
+    """Whether it is the dispatcher's to look for more, as soon as it has nothing else to do. The channel is empty."""
+
+    readable: Callable[[], Awaitable[None]] = field(init=False)
+    """For the dispatcher: waits until it pays to `look`. Raises trio.ClosedResourceError when that never will."""
+
+    _resting: trio.lowlevel.Task | None = field(init=False, default=None)
+    """The task, while it leaves that to the dispatcher."""
 
     _dispatcher_idle: bool = field(init=False, default=False)
-    _resting: trio.lowlevel.Task | None = field(init=False, default=None)
+    """Whether the dispatcher waits for the task to bring something."""
+
     _faith: float = field(init=False, default=_FAITH)
     _scope: trio.CancelScope = field(init=False, factory=trio.CancelScope)
     _timer_runs: bool = field(init=False, default=False)
     _stopped: bool = field(init=False, default=False)
 
-    def poll(self) -> bool:
-        """The dispatcher is done with a batch: says whether the next one is in the channel, and looks for one."""
-        self._in_channel -= 1
-        if self._in_channel:
-            return True
-        if self._resting is None or self._decoder.fault is not None:
+    @readable.default
+    def _readable(self) -> Callable[[], Awaitable[None]]:
+        return self._transport.readable
+
+    def glance(self) -> bool:
+        """`look`, if there is hope: a peer in a conversation writes again as soon as it has its reply."""
+        if self._faith <= 0:
             return False
+        if self.look():
+            self._faith = _FAITH
+            return True
+        self._faith -= 1
+        return False
+
+    def look(self) -> bool:
+        """For the dispatcher: whether there was a batch, which is in the channel now. Not if `lent` is false, then."""
         try:
             data = self._transport.receive_nowait()
         except trio.BrokenResourceError:  # which the task meets again when it looks for itself
+            self.lent = False
             return False
-        frames = self._decode(data) if data else None
+        if data is None:
+            return False
+        frames = self._decoder.feed(data)
+        self.lent = self._decoder.is_between_frames and data != b""
         if not frames:
-            self._faith -= 1
             return False
-        self._faith = _FAITH
-        self._in_channel = 1
+        if self._faith < _FAITH:
+            self._faith += _FAITH_REGAINED
         self._batches.send_nowait(frames)
         return True
 
     def dispatcher_idle(self) -> None:
-        """The dispatcher waits for the next batch, which is not in the channel yet."""
+        """The dispatcher waits for the next batch, which is not in the channel yet: the task has to bring it."""
         self._dispatcher_idle = True
         self._end_rest()
 
     def dispatcher_busy(self) -> None:
         """The dispatcher waits for something else."""
-        self._dispatcher_idle = False
         self._end_rest()
 
     def stop(self) -> None:
         """Read no more; what was handed over already is still answered."""
         self._stopped = True
+        if self._resting is not None:
+            self._transport.interrupt()
         self._scope.cancel()
 
     async def run(self) -> None:
@@ -110,22 +128,10 @@ class FrameReader:
 
     async def _read(self) -> None:
         transport, decoder = self._transport, self._decoder
-        while (data := transport.receive_nowait()) != b"":
-            frames = self._decode(data) if data else None
-            if frames:
-                rest_pays = self._dispatcher_idle and self._faith > 0
-                self._dispatcher_idle = False
-                self._in_channel += 1
-                try:
-                    self._batches.send_nowait(frames)
-                except trio.WouldBlock:
-                    await self._hand_over_patiently(frames)
-                if rest_pays:
-                    await self._rest()
-                elif self._faith < _FAITH:
-                    self._faith += _FAITH_REGAINED
-            if decoder.fault is not None:
-                return
+        while decoder.fault is None and (data := transport.receive_nowait()) != b"":
+            if data and (frames := self._decode(data)) and await self._hand_over(frames):
+                await self._rest()
+                continue
             if decoder.has_partial:
                 self._start_timer()
             await transport.readable()
@@ -135,6 +141,15 @@ class FrameReader:
         if frames and self._timer_runs:  # moving a deadline, even to where it is, costs as much as to answer a ping
             self._scope.deadline, self._timer_runs = math.inf, False
         return frames
+
+    async def _hand_over(self, frames: list[Frame]) -> bool:
+        """Give the dispatcher a batch; whether it waited for it, and so can look for the next one itself."""
+        was_idle, self._dispatcher_idle = self._dispatcher_idle, False
+        try:
+            self._batches.send_nowait(frames)
+        except trio.WouldBlock:
+            await self._hand_over_patiently(frames)
+        return was_idle
 
     def _start_timer(self) -> None:
         """Give a frame its time. It only runs while we wait for more: what the agent does is not the peer's fault."""
@@ -150,16 +165,18 @@ class FrameReader:
 
     async def _rest(self) -> None:
         """Wait until the dispatcher waits."""
+        self.lent = self._decoder.is_between_frames
         self._resting = trio.lowlevel.current_task()
         await trio.lowlevel.wait_task_rescheduled(self._abort_rest)
 
     def _end_rest(self) -> None:
+        self.lent = False
         task, self._resting = self._resting, None
         if task is not None:
             trio.lowlevel.reschedule(task)
 
     def _abort_rest(self, _raise_cancel: object) -> trio.lowlevel.Abort:
-        self._resting = None
+        self.lent, self._resting = False, None
         return trio.lowlevel.Abort.SUCCEEDED
 
     async def _peer_gone(self) -> None:

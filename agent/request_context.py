@@ -5,25 +5,36 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
+from attrs import define
+
 from protocol import EXCHANGES
 
 if TYPE_CHECKING:
     from protocol import Frame
 
-current_peer: ContextVar[str | None] = ContextVar("current_peer", default=None)
-"""The peer of the connection that the running task belongs to."""
 
-current_request: ContextVar[Frame | None] = ContextVar("current_request", default=None)
-"""The request that the running task works on. The frame itself, since setting it must cost next to nothing."""
+@define(eq=False)
+class Activity:
+    """What a task works on. Another task that works on something else has another one."""
+
+    peer: str
+    """Of the connection that the task belongs to."""
+
+    request: Frame | None = None
+    """The frame itself, since this changes with every ping: it must cost next to nothing."""
+
+
+current_activity: ContextVar[Activity | None] = ContextVar("current_activity", default=None)
+"""The running task's; None outside of connections."""
 
 
 def request_fields() -> dict[str, str]:
     """The fields that a log record gets from where it was written: peer, request type, trace id."""
-    fields: dict[str, str] = {}
-    peer = current_peer.get()
-    if peer is not None:
-        fields["peer"] = peer
-    request = current_request.get()
+    activity = current_activity.get()
+    if activity is None:
+        return {}
+    fields = {"peer": activity.peer}
+    request = activity.request
     if request is not None:
         exchange = EXCHANGES.get(request.type)
         fields["request"] = exchange.request.name if exchange else f"0x{request.type:04X}"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from trio.testing import MemoryReceiveStream, MemorySendStream
 
@@ -52,8 +52,15 @@ class Transport(Protocol):
             trio.BrokenResourceError: the connection is gone.
         """
 
-    async def readable(self) -> None:
-        """Wait until `receive_nowait` has something to tell."""
+    def readable(self) -> Awaitable[None]:
+        """Wait until `receive_nowait` has something to tell.
+
+        Raises:
+            trio.ClosedResourceError: `interrupt` was called meanwhile.
+        """
+
+    def interrupt(self) -> None:
+        """End the wait for something to receive. Nothing is closed."""
 
     def send_nowait(self, parts: Sequence[Buffer]) -> int:
         """Send what can be sent without waiting, and return how many bytes that was: maybe none.
@@ -102,6 +109,7 @@ class SocketTransport:
     def __init__(self, connected: socket.socket) -> None:
         connected.setblocking(False)
         self._socket = connected
+        self._descriptor = connected.fileno()
         self._asked = _FIRST_RECEIVE
         if connected.family == socket.AF_UNIX:  # AF_VSOCK has buffer options of its own, and ignores this one
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
@@ -116,8 +124,11 @@ class SocketTransport:
         self._asked = RECEIVE_SIZE if len(data) == self._asked else _FIRST_RECEIVE
         return data
 
-    async def readable(self) -> None:
-        await trio.lowlevel.wait_readable(self._socket)
+    def readable(self) -> Awaitable[None]:
+        return trio.lowlevel.wait_readable(self._descriptor)  # noqa: ASYNC105  by whoever gets it, a frame less deep
+
+    def interrupt(self) -> None:
+        trio.lowlevel.notify_closing(self._socket)
 
     def send_nowait(self, parts: Sequence[Buffer]) -> int:
         try:
@@ -128,8 +139,10 @@ class SocketTransport:
             raise trio.BrokenResourceError(str(error)) from error
 
     async def send(self, data: Buffer) -> None:
-        view = memoryview(data)
-        await self._send_all(len(view), lambda sent: self._socket.send(view[sent:]))
+        done = self.send_nowait((data,))
+        if done < len(data):
+            rest = memoryview(data)[done:]
+            await self._send_all(len(rest), lambda sent: self._socket.send(rest[sent:]))
 
     async def send_file(self, file: OpenFile) -> int:
         sent = await self._send_all(file.length, partial(self._send_from, file))
@@ -155,7 +168,8 @@ class SocketTransport:
             try:
                 count = send(sent)
             except BlockingIOError:
-                await trio.lowlevel.wait_writable(self._socket)
+                with suppress(trio.ClosedResourceError):  # by `interrupt`, which means others
+                    await trio.lowlevel.wait_writable(self._socket)
                 continue
             except OSError as error:
                 raise trio.BrokenResourceError(str(error)) from error
@@ -205,18 +219,26 @@ class MemoryTransport:
         self._stream = stream
         self._received: bytes | None = None
         self._ended = trio.Event()
+        self._reading = trio.CancelScope()
 
     def receive_nowait(self) -> bytes | None:
         received, self._received = self._received, None
         return b"" if self._ended.is_set() else received
 
     async def readable(self) -> None:
-        try:
-            self._received = bytes(await self._stream.receive_some(RECEIVE_SIZE))
-        except trio.ClosedResourceError:  # by `abort`
-            self._received = b""
-        if not self._received:
-            self._ended.set()
+        with trio.CancelScope() as self._reading:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            try:
+                self._received = bytes(await self._stream.receive_some(RECEIVE_SIZE))
+            except trio.ClosedResourceError:  # by `abort`
+                self._received = b""
+            if not self._received:
+                self._ended.set()
+        if self._reading.cancelled_caught:
+            raise trio.ClosedResourceError("interrupted")
+
+    def interrupt(self) -> None:
+        self._reading.cancel()
 
     def send_nowait(self, parts: Sequence[Buffer]) -> int:  # noqa: ARG002  the interface's
         return 0

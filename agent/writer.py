@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import trio
@@ -10,7 +9,7 @@ import trio
 from protocol import encode_header
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from agent.transport import Transport
     from handlers import FileReply
@@ -45,55 +44,66 @@ class FrameWriter:
         self._writes += 1
         if self._writes % _WRITES_BETWEEN_CHECKPOINTS == 0:
             await trio.lowlevel.checkpoint()
-        sent = 0
-        if self._lock.locked():
-            await self._lock.acquire()
-        else:
-            self._check()
-            sent = self._send_nowait(parts)
-            if sent == sum(map(len, parts)):
-                return
-            self._lock.acquire_nowait()  # nobody ran in between: whoever comes now waits until this frame is whole
-        try:
-            with self._whole_frame():
-                for part in parts:
-                    if sent < len(part):
-                        await self._transport.send(memoryview(part)[sent:])
-                    sent = max(0, sent - len(part))
-        finally:
-            self._lock.release()
+        sent = self.write_nowait(*parts)
+        if sent < sum(map(len, parts)):
+            await self.finish(parts, sent)
 
-    async def write_file(self, message_type: int, trace_id: str, reply: FileReply) -> None:
-        """Write one frame around a part of a file. Raises as `write` does."""
-        if self._lock.locked():
-            await self._lock.acquire()
-        else:
-            self._lock.acquire_nowait()
-        try:
-            with self._whole_frame():
-                await self._transport.send(encode_header(message_type, trace_id, reply.size) + reply.head)
-                await self._transport.send(reply.tail(await self._transport.send_file(reply.file)))
-        finally:
-            self._lock.release()
+    def write_nowait(self, *parts: Buffer) -> int:
+        """Write whole frames as far as that goes without waiting. Raises as `write` does.
 
-    def _send_nowait(self, parts: Sequence[Buffer]) -> int:
+        Returns:
+            How many bytes are written. If that is not all, `finish` must be called before anything else happens.
+        """
+        if self._lock.locked():
+            return 0
+        self._check()
         try:
             return self._transport.send_nowait(parts)
         except trio.BrokenResourceError:
             self.broken = True
             raise
 
+    async def finish(self, parts: Sequence[Buffer], sent: int) -> None:
+        """Write what `write_nowait` could not, in turn. Raises as `write` does."""
+        await self._begin()  # nobody else ran since: where a part is written already, it is our turn at once
+        try:
+            self.broken = True
+            for part in parts:
+                if sent < len(part):
+                    await self._transport.send(memoryview(part)[sent:])
+                sent = max(0, sent - len(part))
+            self.broken = False
+        finally:
+            self._end()
+
+    async def write_file(self, message_type: int, trace_id: str, reply: FileReply) -> None:
+        """Write one frame around a part of a file. Raises as `write` does."""
+        head = encode_header(message_type, trace_id, reply.size) + reply.head
+        await self._begin()
+        try:
+            self.broken = True
+            await self._transport.send(head)
+            await self._transport.send(reply.tail(await self._transport.send_file(reply.file)))
+            self.broken = False
+        finally:
+            self._end()
+
+    async def _begin(self) -> None:
+        """Wait for our turn, if anybody has it."""
+        if self._lock.locked():
+            await self._lock.acquire()
+        else:
+            self._lock.acquire_nowait()
+        if self.broken:
+            self._lock.release()
+            self._check()
+
+    def _end(self) -> None:
+        """Leave the turn to the next; with half a frame on the wire, end the connection."""
+        self._lock.release()
+        if self.broken:
+            self._transport.abort()
+
     def _check(self) -> None:
         if self.broken:
             raise trio.BrokenResourceError("the connection is gone, or a frame was cut off half-way")
-
-    @contextmanager
-    def _whole_frame(self) -> Iterator[None]:
-        self._check()
-        self.broken = True
-        try:
-            yield
-            self.broken = False
-        finally:
-            if self.broken:
-                self._transport.abort()

@@ -9,7 +9,7 @@ from attrs import field, frozen
 from protocol import EXCHANGES, MessageType, describe_type
 from protocol.errors import ErrorCode, InvalidPayloadError, RemoteProtocolError
 
-from ._command import QuickCommand
+from ._command import QuickCommand, StreamCommand, UnaryCommand
 from ._errors import CommandError
 
 if TYPE_CHECKING:
@@ -32,7 +32,10 @@ class Route:
     """A plain number: packing an enum's member into a frame takes three times as long."""
 
     quick: type[QuickCommand[Any]] | None = field(init=False)
-    """The command if it is a quick one: asked once here, not once per frame."""
+    """The command if it is a quick one: asked once here, not once per frame. So are the next two."""
+
+    stream: type[StreamCommand[Any]] | None = field(init=False)
+    unary: type[UnaryCommand[Any]] | None = field(init=False)
 
     @reply_type.default
     def _reply_type(self) -> int:
@@ -43,6 +46,14 @@ class Route:
     @quick.default
     def _quick(self) -> type[QuickCommand[Any]] | None:
         return self.command if issubclass(self.command, QuickCommand) else None
+
+    @stream.default
+    def _stream(self) -> type[StreamCommand[Any]] | None:
+        return self.command if issubclass(self.command, StreamCommand) else None
+
+    @unary.default
+    def _unary(self) -> type[UnaryCommand[Any]] | None:
+        return self.command if issubclass(self.command, UnaryCommand) else None
 
     def parse(self, payload: bytes) -> Message | None:
         """The request message in a payload; None for a type whose payload is ignored.

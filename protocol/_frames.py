@@ -11,6 +11,7 @@ payload; length 5 has one byte left, too short for a trace field, which is the p
 from __future__ import annotations
 
 from struct import Struct
+from struct import error as StructError  # noqa: N812  its own name says nothing
 from typing import NamedTuple
 
 from protocol.errors import FrameError, FrameTooLargeError, LocalProtocolError, MalformedFrameError
@@ -26,7 +27,7 @@ MAX_TRACE_ID = 0xFFFF
 """Bytes of UTF-8 that the trace field can hold."""
 
 MAX_LENGTH = 0xFFFF_FFFF
-"""The largest value of the length field."""
+"""The largest value of the length field, and of the type field."""
 
 DEFAULT_MAX_FRAME = 16 * 1024 * 1024
 """The default inbound limit on the length field, in bytes."""
@@ -64,6 +65,11 @@ class FrameDecoder:
     def has_partial(self) -> bool:
         """Whether a frame was begun that is not whole yet."""
         return bool(self._partial)
+
+    @property
+    def is_between_frames(self) -> bool:
+        """Whether the next byte, if it may come, begins a frame: there was no fault, and nothing is half there."""
+        return not self._partial and self.fault is None
 
     def feed(self, data: Buffer) -> list[Frame]:
         """Take the next bytes of the stream and return the frames that they complete, in order.
@@ -149,20 +155,25 @@ def encode_header(message_type: int, trace_id: str, payload_size: int) -> bytes:
         payload_size: how many bytes of payload will follow.
 
     Raises:
-        LocalProtocolError: the trace id has lone surrogates, or does not fit its length field, or the payload
-            does not.
+        LocalProtocolError: the trace id has lone surrogates, or something does not fit its field.
     """
     try:
         trace = trace_id.encode()
+        trace_size = len(trace)
+        return _HEADER.pack(_FIXED_SIZE + trace_size + payload_size, message_type, trace_size) + trace
     except UnicodeEncodeError as error:
         raise LocalProtocolError(f"the trace id {trace_id!r} can't be said in UTF-8") from error
-    trace_size = len(trace)
-    length = _FIXED_SIZE + trace_size + payload_size
-    if trace_size > MAX_TRACE_ID:
-        raise LocalProtocolError(f"a trace id has at most {MAX_TRACE_ID} bytes, this one has {trace_size}")
-    if length > MAX_LENGTH:
-        raise LocalProtocolError(f"a payload of {payload_size} bytes does not fit the length field of a frame")
-    return _HEADER.pack(length, message_type, trace_size) + trace
+    except StructError as error:
+        raise LocalProtocolError(_too_large(message_type, trace_id, payload_size)) from error
+
+
+def _too_large(message_type: int, trace_id: str, payload_size: int) -> str:
+    """What does not fit into its field of a header, in words."""
+    if (size := len(trace_id.encode())) > MAX_TRACE_ID:
+        return f"a trace id has at most {MAX_TRACE_ID} bytes, this one has {size}"
+    if not 0 <= message_type <= MAX_LENGTH:
+        return f"{message_type} is no message type: it does not fit the type field of a frame"
+    return f"a payload of {payload_size} bytes does not fit the length field of a frame"
 
 
 def encode_frame(message_type: int, trace_id: str, payload: bytes = b"") -> bytes:

@@ -510,3 +510,13 @@ async def test_draining_an_idle_connection_ends_it_at_once() -> None:
         peer.connection.drain()
         with pytest.raises(EOFError, match="between frames"):
             await peer.receive()
+
+
+async def test_draining_a_conversation_ends_it_at_once() -> None:
+    async with memory_connection() as peer:
+        for _ in range(8):
+            assert await still_answers(peer)
+        await wait_all_tasks_blocked()
+        peer.connection.drain()
+        with pytest.raises(EOFError, match="between frames"):
+            await peer.receive()

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from agent._log_output import LogOutput
 from agent.logs import LogHandler
-from agent.request_context import current_peer, current_request
+from agent.request_context import Activity, current_activity
 from agent.settings import Log
 from protocol import Frame, MessageType
 
@@ -98,11 +98,10 @@ def test_a_record_is_one_json_object_with_time_level_logger_event_and_extras(rec
 
 def test_a_record_says_whose_request_it_was_written_for(records: Records) -> None:
     def say(log: logging.Logger) -> None:
-        peer = current_peer.set("vsock:2:5000")
-        request = current_request.set(Frame(MessageType.PingRequest, "trace-1", b"secret"))
+        activity = Activity("vsock:2:5000", Frame(MessageType.PingRequest, "trace-1", b"secret"))
+        before = current_activity.set(activity)
         log.info("answered")
-        current_request.reset(request)
-        current_peer.reset(peer)
+        current_activity.reset(before)
         log.info("elsewhere")
 
     answered, elsewhere = records(say)
@@ -115,9 +114,9 @@ def test_a_record_says_whose_request_it_was_written_for(records: Records) -> Non
 
 def test_a_record_that_was_held_back_keeps_its_request_and_its_place(records: Records) -> None:
     def say(log: logging.Logger) -> None:
-        request = current_request.set(Frame(MessageType.PingRequest, "held", b""))
+        before = current_activity.set(Activity("unix", Frame(MessageType.PingRequest, "held", b"")))
         log.info("first")
-        current_request.reset(request)
+        current_activity.reset(before)
         log.warning("second")
 
     first, second = records(say)
@@ -153,9 +152,9 @@ def test_whatever_a_peer_chose_stays_on_one_line_and_can_not_talk_to_a_terminal(
     lines: Lines, log_format: Format
 ) -> None:
     def say(log: logging.Logger) -> None:
-        request = current_request.set(Frame(MessageType.PingRequest, EVIL, b""))
+        before = current_activity.set(Activity("unix", Frame(MessageType.PingRequest, EVIL, b"")))
         log.warning("path %s", EVIL, extra={"path": EVIL, "inside": [EVIL, {EVIL: EVIL}], EVIL: 1})
-        current_request.reset(request)
+        current_activity.reset(before)
 
     (line,) = lines(say, log_format)
     assert line.isprintable()
@@ -232,9 +231,9 @@ def test_an_extra_can_not_replace_what_the_log_says_itself(records: Records) -> 
 
 def test_huge_values_are_cut_and_say_how_long_they_were(records: Records) -> None:
     def say(log: logging.Logger) -> None:
-        request = current_request.set(Frame(MessageType.PingRequest, "t" * 65_535, b""))
+        before = current_activity.set(Activity("unix", Frame(MessageType.PingRequest, "t" * 65_535, b"")))
         log.warning("x" * 10_000, extra={"path": "y" * 10**6, "items": list(range(10_000))})
-        current_request.reset(request)
+        current_activity.reset(before)
 
     (record,) = records(say)
     assert record["path"].endswith("… (1000000 characters)")

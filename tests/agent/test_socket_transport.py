@@ -319,3 +319,26 @@ async def test_our_own_end_of_sending_does_not_look_like_the_peer_s_end(sockets:
         await wait_all_tasks_blocked()
         assert not hung_up.over
         sockets.peer_goes_away()
+
+
+async def test_an_interrupt_ends_the_wait_for_something_to_receive(sockets: SocketPair) -> None:
+    async with trio.open_nursery() as nursery:
+
+        async def wait() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await sockets.ours.readable()
+
+        nursery.start_soon(wait)
+        await wait_all_tasks_blocked()
+        sockets.ours.interrupt()
+    await sockets.theirs.send_all(b"more")
+    assert await receive(sockets.ours) == b"more"
+
+
+async def test_an_interrupt_takes_nothing_from_what_is_being_sent(sockets: SocketPair) -> None:
+    sent = os.urandom(4 * MIB)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sockets.ours.send, sent)
+        await wait_all_tasks_blocked()
+        sockets.ours.interrupt()
+        assert await receive_exactly(sockets.theirs, len(sent)) == sent

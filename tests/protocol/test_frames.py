@@ -183,3 +183,9 @@ def test_the_largest_payload_fits_its_length_field_and_one_byte_more_is_refused(
     assert encode_header(1, "t", largest)[:4] == b"\xff\xff\xff\xff"
     with pytest.raises(LocalProtocolError, match="does not fit the length field"):
         encode_header(1, "t", largest + 1)
+
+
+@pytest.mark.parametrize("message_type", [-1, 2**32])
+def test_a_type_that_does_not_fit_its_field_is_our_own_mistake(message_type: int) -> None:
+    with pytest.raises(LocalProtocolError, match=f"^{message_type} is no message type"):
+        encode_header(message_type, "a", 0)
