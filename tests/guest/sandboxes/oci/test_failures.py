@@ -34,7 +34,9 @@ def program(path: Path, script: str) -> str:
 
 def use(world: World, path: str) -> None:
     """Have a driver call another runtime from now on."""
-    world.driver._equip().runtime.path = path
+    called = world.driver._equip().runtime
+    called.close()
+    called.path, called._sealed = path, None
 
 
 @pytest.fixture
@@ -349,7 +351,8 @@ async def test_ctrl_c_on_a_terminal_ends_the_job_in_the_foreground_and_not_the_s
     await boxes()
     command = Command(argv=("sh", "-i"), env={"PS1": "> "}, terminal=TerminalSize())
     async with world.driver.process("box", command) as process:
-        await process.send_stdin(b"echo re''ady; sleep 1000\n")
+        # The job itself says that it is in the foreground: before that, Ctrl-C would be the shell's.
+        await process.send_stdin(b"sh -c 'echo re\"\"ady; exec sleep 1000'\n")
         await _until(process, b"ready\r\n")
         await process.send_stdin(b"\x03echo $? st''ill\n")
         await _until(process, b"still\r\n")
