@@ -57,6 +57,7 @@ class Equipment:
 
     def close(self) -> None:
         self.namespace.close()
+        self.runtime.close()
         os.close(self.unified)
 
 

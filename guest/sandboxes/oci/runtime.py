@@ -9,11 +9,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import trio
-from attrs import define
+from attrs import define, field
 
 from guest.errors import GuestError, TimedOutError
 from guest.sandboxes.oci import waiting_client
 from guest.sandboxes.oci.child import Child
+from guest.sandboxes.oci.sealed import SealedProgram
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,6 +42,21 @@ class Runtime:
     """Where it keeps what it knows."""
 
     _namespace: MountNamespace
+    _sealed: SealedProgram | None = field(init=False)
+
+    @_sealed.default
+    def _seal(self) -> SealedProgram | None:
+        return SealedProgram.of(self.path)
+
+    @property
+    def _program(self) -> str:
+        """What is executed."""
+        return self.path if self._sealed is None else self._sealed.path
+
+    def close(self) -> None:
+        """Call it no more."""
+        if self._sealed is not None:
+            self._sealed.close()
 
     @property
     def _is_runc(self) -> bool:
@@ -86,7 +102,7 @@ class Runtime:
             cgroup: below the sandbox's, in cgroup2; None to leave the process in the sandbox's.
             console_socket: where the master of the process's terminal is to be sent; None for none.
         """
-        argv = [self.path, "--root", str(self._state), "exec", "--process", f"/proc/self/fd/{process}"]
+        argv = [self._program, "--root", str(self._state), "exec", "--process", f"/proc/self/fd/{process}"]
         if self._is_runc:
             argv = [sys.executable, "-I", "-S", waiting_client.__file__, str(process), pid_file, *argv]
             argv += ["--detach", "--pid-file", pid_file]
@@ -112,7 +128,7 @@ class Runtime:
     def _start(self, arguments: Sequence[str], log: int, entered: Callable[[int], None]) -> Child:
         # Not to its stderr: the sandbox's init inherits that, and with it whatever in there may look at its files.
         options = ("--root", str(self._state), "--log", f"/proc/self/fd/{log}", "--log-format", "json")
-        return _start_behind_gate([self.path, *options, *arguments], log, entered)
+        return _start_behind_gate([self._program, *options, *arguments], log, entered)
 
 
 def _start_behind_gate(argv: Sequence[str], log: int, entered: Callable[[int], None]) -> Child:
