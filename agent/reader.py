@@ -132,6 +132,8 @@ class FrameReader:
             if data and (frames := self._decode(data)) and await self._hand_over(frames):
                 await self._rest()
                 continue
+            if decoder.fault is not None:
+                return
             if decoder.has_partial:
                 self._start_timer()
             await transport.readable()

@@ -463,6 +463,18 @@ async def test_a_frame_that_can_not_be_followed_by_another_ends_the_connection(
     assert stage.log[-1] == "stream ended"
 
 
+@pytest.mark.parametrize("pings", [0, 1, 2, 8])
+async def test_a_fault_ends_a_connection_that_says_nothing_more_whatever_it_said_before(pings: int) -> None:
+    async with memory_connection() as peer:
+        for _ in range(pings):
+            assert await still_answers(peer)
+        await peer.stream.send_all(b"\0\0\0\0")
+        with trio.fail_after(5):
+            assert (await receive_error(peer)).code == 400
+            with pytest.raises(EOFError, match="between frames"):
+                await peer.receive()
+
+
 async def test_a_fault_right_behind_an_answered_poll_ends_the_connection_too(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
