@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from errno import ENOENT
 from typing import TYPE_CHECKING
 
 from attrs import frozen
@@ -13,6 +14,7 @@ from host._guest_requests import GuestRequests
 from host._sandbox_requests import SandboxRequests
 from host._transport import StreamTransport
 from host.addresses import parse_address
+from host.errors import FileReadError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
     from host.addresses import Address
     from host.notifications import Notifications
+
+DEFAULT_DATA_DIR = "/var/lib/arcbox/sandboxes"
+"""Where agents keep sandboxes that were not told otherwise: their setting `sandbox.data_dir`."""
 
 _TIMEOUT = 30.0
 """Seconds for connecting, and for a request that is not slow."""
@@ -100,3 +105,26 @@ class AgentClient(GuestRequests, SandboxRequests):
     def notifications(self) -> Notifications:
         """What the agent says without having been asked: port bindings that change."""
         return self._connection.notifications
+
+    async def sandbox_log(self, sandbox_id: str, *, data_dir: str = DEFAULT_DATA_DIR) -> bytes:
+        """What a sandbox's initial command wrote: the newest of it, 256 KiB at least; empty if it has none.
+
+        The protocol has no request for that, so it is read from where the agent keeps it.
+
+        Args:
+            sandbox_id: the sandbox, in whatever state.
+            data_dir: the agent's setting `sandbox.data_dir`.
+
+        Raises:
+            NotFoundError: there is no such sandbox.
+            FileReadError: it is not kept there.
+        """
+        await self.sandbox_inspect(sandbox_id)  # from here on it is no path to anywhere else
+        record = f"{data_dir}/records/{sandbox_id}"
+        try:
+            return await self.mmap_read_file(f"{record}.log")
+        except FileReadError as error:
+            if error.errno != ENOENT:
+                raise
+        await self.mmap_read_file(f"{record}.json", length=1)
+        return b""

@@ -19,7 +19,6 @@ from guest.errors import GuestError, TimedOutError, UnavailableError
 from guest.sandboxes import states
 from guest.sandboxes.model import Action, Command, State
 from guest.sandboxes.outcome import Outcome
-from guest.sandboxes.output_log import OutputLog
 from guest.sandboxes.workload import KILLED, NOT_STARTED, TrackedProcess, Workload
 
 if TYPE_CHECKING:
@@ -35,9 +34,12 @@ log = logging.getLogger(__name__)
 PATIENCE: Final = 60.0
 """Seconds that the driver has to create, stop or destroy a sandbox."""
 
-
 _BETWEEN_RECORDS: Final = 1.0
 """Seconds for which a sandbox that stays usable is not recorded again: many things may run in it for a moment each."""
+
+
+_LAST_RECORD: Final = 2.0
+"""Seconds that the last record may take when the agent ends."""
 
 
 @define(eq=False, kw_only=True)
@@ -56,9 +58,6 @@ class Life:
 
     _leftover: bool = False
     """Whether there may be something of it on the machine, from a former agent."""
-
-    output: OutputLog = field(init=False, factory=OutputLog)
-    """Of the initial command."""
 
     _nursery: trio.Nursery | None = field(init=False, default=None)
     """For what goes on beside the task; None before and after."""
@@ -197,6 +196,7 @@ class Life:
                     await self._live(nursery)
                 finally:
                     self._nursery = None  # before it closes, and turns who starts something there into an error
+                self._changed = trio.Event()  # there is nothing left that could be recorded
                 nursery.cancel_scope.cancel()
         except Exception:
             log.exception("sandbox lost", extra={"sandbox": self.id})
@@ -268,16 +268,17 @@ class Life:
             return str(error)
 
     async def _initial_command(self, workload: Workload) -> None:
+        output = self._records.output(self.id)
         try:
             async with self.process(Command(argv=self.sandbox.spec.cmd), workload) as process:
                 await process.close_stdin()
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self.output.copy, process.stdout)
+                    nursery.start_soon(output.copy, process.stdout)
                     if process.stderr is not None:
-                        nursery.start_soon(self.output.copy, process.stderr)
+                        nursery.start_soon(output.copy, process.stderr)
                     await process.wait()
         except GuestError as error:
-            self.output.write(f"{error}\n".encode())
+            await output.write(f"{error}\n".encode())
         except Exception:
             log.exception("initial command lost", extra={"sandbox": self.id})
 
@@ -294,14 +295,26 @@ class Life:
     async def _keep_record(self) -> None:
         """Write the record after every change, or after several: nobody waits for the disk."""
         settled = False
-        while True:
-            await self._changed.wait()
-            if settled:
-                with trio.move_on_after(_BETWEEN_RECORDS):
-                    await self._over.wait()
-            self._changed = trio.Event()
-            settled = self.sandbox.state in states.READY_OR_RUNNING
+        try:
+            while True:
+                await self._changed.wait()
+                if settled:
+                    with trio.move_on_after(_BETWEEN_RECORDS):
+                        await self._over.wait()
+                settled = self.sandbox.state in states.READY_OR_RUNNING
+                await self._save()
+        finally:
+            if self._changed.is_set():  # the agent ends, and the next one shall know how its sandboxes did
+                with trio.move_on_after(_LAST_RECORD, shield=True):
+                    await self._save()
+
+    async def _save(self) -> None:
+        self._changed = trio.Event()
+        try:
             await self._records.save(self.sandbox)
+        except trio.Cancelled:
+            self._changed.set()
+            raise
 
     async def _attempt(
         self, done: str, call: Callable[[], Awaitable[None]], *, patience: float = PATIENCE

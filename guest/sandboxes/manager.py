@@ -227,14 +227,6 @@ class SandboxManager:
         """The events from now on, as a context to iterate over: of one sandbox, or all; one action, or all."""
         return self._events.subscribe(sandbox_id, action)
 
-    def log(self, sandbox_id: str) -> bytes:
-        """The newest of what a sandbox's initial command wrote.
-
-        Raises:
-            NotFoundError: there is no such sandbox.
-        """
-        return self._find(sandbox_id).output.read()
-
     async def statistics(self, sandbox_id: str) -> Statistics:
         """What a sandbox uses now.
 

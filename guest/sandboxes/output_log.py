@@ -1,58 +1,93 @@
-"""The last part of what a command wrote."""
+"""The last part of what a command wrote, in a file."""
 
 from __future__ import annotations
 
-from collections import deque
+import errno
+import logging
+import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import trio
 from attrs import define, field
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
     from guest.sandboxes.driver import Output
+
+log = logging.getLogger(__name__)
 
 DEFAULT_LIMIT: Final = 256 * 1024
 """Bytes."""
 
-_PIECE: Final = 4096
-"""Bytes below which what was written is joined to what came before: each piece costs memory of its own."""
-
 
 @define(eq=False)
 class OutputLog:
-    """Keeps as much of the newest output as fits, and drops the oldest."""
+    """Keeps the newest output: `limit` bytes of it, give or take a line, and never twice as many.
+
+    The file is only ever added to, or replaced by another one: who opens it once sees one end of the output, whole.
+    """
+
+    path: Path
+    _in_thread: Callable[..., Awaitable[None]]
+    """Called with a blocking function and its arguments."""
 
     _limit: int = DEFAULT_LIMIT
-    _pieces: deque[bytes] = field(init=False, factory=deque)
-    _size: int = field(init=False, default=0)
-    dropped: int = field(init=False, default=0)
-    """Bytes that were written before those that are kept."""
+    _turn: trio.Lock = field(init=False, factory=trio.Lock)
+    _failed: bool = field(init=False, default=False)
 
-    def write(self, data: bytes | memoryview) -> None:
-        """Add to the end."""
-        if self._pieces and len(self._pieces[-1]) + len(data) <= _PIECE:
-            self._pieces[-1] += data
-        else:
-            self._pieces.append(bytes(data))
-        self._size += len(data)
-        self._drop(self._size - self._limit)
-
-    def read(self) -> bytes:
-        """All that is kept."""
-        return b"".join(self._pieces)
+    async def write(self, data: bytes | memoryview) -> None:
+        """Add to the end. Failure is logged, once: the command goes on without a log."""
+        async with self._turn:
+            try:
+                await self._in_thread(append, self.path, data, self._limit)
+            except OSError as error:
+                if not self._failed:
+                    log.warning("output not kept", extra={"path": str(self.path), "reason": str(error)})
+                self._failed = True
 
     async def copy(self, output: Output) -> None:
         """Write all that comes from a process, until its end."""
         while data := await output.receive():
-            self.write(data)
-            await trio.lowlevel.checkpoint()  # a command that never pauses must not keep everybody else waiting
+            await self.write(data)
 
-    def _drop(self, excess: int) -> None:
-        while excess > 0:
-            oldest = self._pieces.popleft()
-            if len(oldest) > excess:
-                self._pieces.appendleft(oldest[excess:])
-            count = min(excess, len(oldest))
-            excess -= count
-            self._size -= count
-            self.dropped += count
+
+def append(path: Path, data: bytes | memoryview, limit: int) -> None:
+    """Add to a file, or replace it by the last part of what it then has. Its directory is made if it is not there.
+
+    Raises:
+        OSError: it can't be written. What it had before, it still has.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with open(path, "ab", buffering=0, opener=_open_private) as file:
+        size = file.tell()
+        if size + len(data) <= 2 * limit:
+            if file.write(data) < len(data):
+                file.truncate(size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return
+    _replace(path, _newest(path.read_bytes() + data, limit))
+
+
+def _newest(data: bytes, limit: int) -> bytes:
+    """From the last beginning of a line that leaves `limit` bytes; if that leaves too many, just these."""
+    start = data.rfind(b"\n", 0, len(data) - limit) + 1
+    return data[start if len(data) - start < 2 * limit else len(data) - limit :]
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb", opener=_open_private) as file:
+            file.write(data)
+        temporary.rename(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, mode=0o600)

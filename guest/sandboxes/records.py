@@ -1,4 +1,4 @@
-"""What is known of sandboxes, kept on disk for the next agent: a JSON file for each."""
+"""What is known of sandboxes, kept on disk for the next agent: a JSON file for each, and what its command wrote."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import trio
 from attrs import asdict, define, field, resolve_types
 
 from guest.sandboxes.model import Sandbox, Spec
+from guest.sandboxes.output_log import OutputLog
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -57,15 +58,23 @@ class Records:
         except OSError as error:
             log.warning("record not saved", extra={"sandbox": sandbox.id, "reason": str(error)})
 
+    def output(self, sandbox_id: str) -> OutputLog:
+        """The log of a sandbox's initial command, which lies beside its record, and goes with it."""
+        return OutputLog(self._log_path(sandbox_id), self._in_thread)
+
     async def delete(self, sandbox_id: str) -> None:
-        """Remove a record, if there is one. Failure is logged."""
+        """Remove a record with its log, if there are such. Failure is logged."""
         try:
-            await self._in_thread(self._path(sandbox_id).unlink, True)  # missing_ok
+            await self._in_thread(self._log_path(sandbox_id).unlink, True)  # missing_ok
+            await self._in_thread(self._path(sandbox_id).unlink, True)
         except OSError as error:
             log.warning("record not deleted", extra={"sandbox": sandbox_id, "reason": str(error)})
 
     def _path(self, sandbox_id: str) -> Path:
         return self._directory / f"{sandbox_id}.json"
+
+    def _log_path(self, sandbox_id: str) -> Path:
+        return self._directory / f"{sandbox_id}.log"
 
     async def _in_thread(self, function: Callable[..., object], *args: object) -> None:
         if self._run_sync is not None:
@@ -75,7 +84,7 @@ class Records:
 
     def _load(self, sandboxes: list[Sandbox]) -> None:
         for path in self._directory.iterdir() if self._directory.exists() else ():
-            if path.suffix == ".tmp":  # from an agent that was killed while it wrote
+            if _is_left_over(path):
                 with suppress(OSError):
                     path.unlink()
             elif path.suffix == ".json":
@@ -83,6 +92,11 @@ class Records:
                     sandboxes.append(read(path))
                 except (OSError, ValueError) as error:
                     log.error("record can't be read", extra={"path": str(path), "reason": str(error)})  # noqa: TRY400  the reason says all
+
+
+def _is_left_over(path: Path) -> bool:
+    """Whether a file is from an agent that was killed: while it wrote, or before there was a record to the log."""
+    return path.suffix == ".tmp" or (path.suffix == ".log" and not path.with_suffix(".json").exists())
 
 
 def read(path: Path) -> Sandbox:

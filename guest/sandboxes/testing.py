@@ -8,6 +8,7 @@ async with driver.process("web", Command(argv=("cat",))) as process: ...
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -18,6 +19,7 @@ from guest.sandboxes import _fake_programs as programs
 from guest.sandboxes.events import EventHub
 from guest.sandboxes.manager import Defaults, SandboxManager
 from guest.sandboxes.model import SIGNALLED, Sandbox, Statistics
+from guest.sandboxes.output_log import OutputLog
 from guest.sandboxes.records import Records
 
 if TYPE_CHECKING:
@@ -40,10 +42,16 @@ def fake_manager(driver: FakeDriver | None = None) -> SandboxManager:
 
 
 class FakeRecords(Records):
-    """Records that are kept on no disk."""
+    """Records that are kept on no disk, of commands whose output is not kept at all."""
 
     def __init__(self) -> None:
         self._sandboxes: dict[str, Sandbox] = {}
+
+    def output(self, sandbox_id: str) -> OutputLog:
+        async def nowhere(*_: object) -> None:
+            await trio.lowlevel.checkpoint()
+
+        return OutputLog(Path("/nowhere", sandbox_id), nowhere)
 
     async def load(self) -> list[Sandbox]:
         await trio.lowlevel.checkpoint()

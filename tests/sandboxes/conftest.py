@@ -73,15 +73,20 @@ class Machine:
         return [path for root in roots if (root / name).is_dir() for path in (root / name).iterdir() if path.is_dir()]
 
     def files(self) -> list[str]:
-        """Of sandboxes: not their records."""
+        """Of sandboxes."""
         found = []
-        for name in ("images", "runtime", "sandboxes"):
+        for name in ("images", "records", "runtime", "sandboxes"):
             directory = self.directory / "sandboxes" / name
             found += [str(path) for path in directory.iterdir()] if directory.is_dir() else []
         return found
 
     def leftovers(self) -> list[str]:
         return [*self.mounts(), *map(str, self.cgroups()), *self.files()]
+
+    @property
+    def data_dir(self) -> str:
+        """The agent's setting."""
+        return str(self.directory / "sandboxes")
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[AgentClient]:
@@ -99,6 +104,13 @@ class Machine:
                 if event.action == "ready":
                     return sandbox_id
         raise AssertionError("no more events")
+
+    async def until_recorded(self, sandbox_id: str) -> None:
+        """Wait until there is a record of a sandbox: nobody waits for the disk."""
+        record = trio.Path(self.data_dir, "records", f"{sandbox_id}.json")
+        with trio.fail_after(20):
+            while not await record.exists():  # noqa: ASYNC110  as in `until`
+                await trio.sleep(0.01)
 
     async def until(self, client: AgentClient, sandbox_id: str, state: str) -> None:
         """Wait until a sandbox is in a state."""

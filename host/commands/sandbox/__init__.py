@@ -15,6 +15,7 @@ COMMANDS: Final = {
     "inspect": "host.commands.sandbox.inspect",
     "run": "host.commands.sandbox.run",
     "exec": "host.commands.sandbox.exec",
+    "logs": "host.commands.sandbox.logs",
     "events": "host.commands.sandbox.events",
     "stop": "host.commands.sandbox.stop",
     "rm": "host.commands.sandbox.rm",

@@ -92,6 +92,10 @@ class FakeAgent:
         await self.manager.create(spec)
         await wait_all_tasks_blocked()
 
+    def output(self, sandbox_id: str) -> bytes:
+        """What is kept of what the initial command wrote."""
+        return self.records.output(sandbox_id).path.read_bytes()
+
     def state(self, sandbox_id: str) -> str:
         return str(self.manager.get(sandbox_id).state)
 

@@ -170,8 +170,6 @@ async def test_what_nobody_created_is_not_found(autojump_clock: MockClock, agent
             await attempt
     with pytest.raises(NotFoundError):
         await agent.manager.statistics("web")
-    with pytest.raises(NotFoundError):
-        agent.manager.log("web")
 
 
 async def test_statistics_are_the_drivers(autojump_clock: MockClock, agent: FakeAgent) -> None:

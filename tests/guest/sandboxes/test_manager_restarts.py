@@ -124,3 +124,15 @@ async def test_time_to_live_goes_on_while_no_agent_runs(autojump_clock: MockCloc
     assert [sandbox.id for sandbox in agent.manager.list()] == ["soon"]
     await trio.sleep(10)
     assert agent.manager.list() == []
+
+
+async def test_an_agent_that_ends_at_once_has_recorded_what_it_did_last(
+    autojump_clock: MockClock, agent: FakeAgent
+) -> None:
+    for name in ("stopped", "removed"):
+        await agent.create(Spec(id=name))
+    await agent.manager.remove("removed", force=True)
+    await agent.manager.stop("stopped")
+    await agent.kill()
+    (record,) = await agent.records.load()
+    assert (record.id, record.state) == ("stopped", State.STOPPED)

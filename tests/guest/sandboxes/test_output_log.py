@@ -1,7 +1,11 @@
-"""The log keeps the newest output, whatever the pieces that it comes in."""
+"""The log keeps the newest output in a file, whatever the pieces that it comes in."""
 
 from __future__ import annotations
 
+import logging
+import stat
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,66 +14,129 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guest.sandboxes.model import Command, Spec
-from guest.sandboxes.output_log import DEFAULT_LIMIT, OutputLog
+from guest.sandboxes.output_log import DEFAULT_LIMIT, OutputLog, append
+from guest.sandboxes.records import Records
 from guest.sandboxes.testing import ROOTFS, FakeDriver
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from trio.testing import MockClock
 
 
-@given(pieces=st.lists(st.binary(max_size=40)), limit=st.integers(0, 60))
+async def inline(function: Callable[..., object], *args: object) -> None:
+    await trio.lowlevel.checkpoint()
+    function(*args)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "logs" / "web.log"
+
+
+def kept(log: OutputLog) -> bytes:
+    return log.path.read_bytes()
+
+
+@given(pieces=st.lists(st.text("ab\n", max_size=40).map(str.encode)), limit=st.integers(1, 60))
 def test_it_holds_the_end_of_what_was_written(pieces: list[bytes], limit: int) -> None:
-    log = OutputLog(limit)
-    for piece in pieces:
-        log.write(piece)
-    written = b"".join(pieces)
-    assert log.read() == written[max(0, len(written) - limit) :]
-    assert log.dropped == len(written) - len(log.read())
+    with tempfile.TemporaryDirectory() as directory:
+        path, written = Path(directory) / "log", b""
+        for piece in pieces:
+            append(path, piece, limit)
+            written += piece
+            newest = path.read_bytes()
+            assert written.endswith(newest)
+            assert min(len(written), limit) <= len(newest) <= 2 * limit
 
 
-@pytest.mark.parametrize("size", [1, 4095, 4097, 300_000])
-def test_a_flood_leaves_exactly_the_limit(size: int) -> None:
-    log = OutputLog()
-    for number in range(-(-2 * DEFAULT_LIMIT // size)):
-        log.write(bytes([number % 251]) * size)
-    assert len(log.read()) == DEFAULT_LIMIT
+@given(lines=st.lists(st.text("ab", max_size=9), max_size=60))
+def test_its_first_line_is_a_whole_one(lines: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "log"
+        for line in lines:
+            append(path, f"{line}\n".encode(), 20)
+        newest = path.read_text().splitlines() if lines else []
+        assert newest == lines[len(lines) - len(newest) :]
 
 
-def test_many_small_writes_cost_no_memory_for_each() -> None:
-    log = OutputLog()
-    for _ in range(DEFAULT_LIMIT):
-        log.write(b"x")
-    assert len(log._pieces) < 100
+def test_a_line_that_never_ends_is_cut_where_it_must_be(path: Path) -> None:
+    for _ in range(10):
+        append(path, b"x" * 15, 20)
+    assert 20 <= path.stat().st_size <= 40
 
 
-def test_a_view_may_be_reused_by_its_owner() -> None:
-    buffer = bytearray(b"first")
-    log = OutputLog()
-    log.write(memoryview(buffer))
-    buffer[:] = b"later"
-    assert log.read() == b"first"
+def test_who_has_it_open_keeps_what_it_was(path: Path) -> None:
+    append(path, b"0123456789", 6)
+    with path.open("rb") as opened:
+        append(path, b"replaced", 6)
+        assert opened.read() == b"0123456789"
+    assert path.read_bytes() == b"placed"
+
+
+def test_it_is_for_nobody_else(path: Path) -> None:
+    append(path, b"secret", 3)
+    for _ in range(2):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        append(path, b"replaced", 3)
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert list(path.parent.iterdir()) == [path]
+
+
+async def test_a_full_disk_is_told_once_and_nobody_suffers(caplog: pytest.LogCaptureFixture) -> None:
+    log = OutputLog(Path("/dev/full"), inline)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            await log.write(b"lost")
+    assert [record.message for record in caplog.records] == ["output not kept"]
 
 
 class Flood:
-    """Output that never makes its reader wait."""
+    """Output that never makes its reader wait, and uses its buffer again and again."""
+
+    def __init__(self) -> None:
+        self.buffer = bytearray(1000)
+        self.received = 0
 
     async def receive(self) -> memoryview:
-        return memoryview(b"x" * 1000)
+        self.received += 1
+        self.buffer[:] = bytes([self.received % 251]) * 1000
+        return memoryview(self.buffer)[: 1000 if self.received < 400 else 0]
 
     def unread(self) -> int:
         return 1000
 
 
-async def test_a_flood_does_not_keep_everybody_else_waiting(nursery: trio.Nursery) -> None:
-    nursery.start_soon(OutputLog().copy, Flood())
+async def test_nothing_is_written_after_its_owner_used_the_buffer_for_something_else(path: Path) -> None:
+    log = OutputLog(path, trio.to_thread.run_sync)
+    await log.copy(Flood())
+    assert kept(log) == b"".join(bytes([number % 251]) * 1000 for number in range(1, 400))
+
+
+async def test_a_flood_does_not_keep_everybody_else_waiting(nursery: trio.Nursery, path: Path) -> None:
+    flood = Flood()
+    nursery.start_soon(OutputLog(path, inline).copy, flood)
     for _ in range(10):
         await trio.lowlevel.checkpoint()
+    assert flood.received < 20
     nursery.cancel_scope.cancel()
 
 
-async def test_it_copies_all_that_a_process_writes(autojump_clock: MockClock) -> None:
-    driver, log = FakeDriver(), OutputLog()
+async def test_it_copies_all_that_a_process_writes(autojump_clock: MockClock, tmp_path: Path) -> None:
+    driver, log = FakeDriver(), Records(tmp_path, run_sync=inline).output("a")
     await driver.create(Spec(id="a", rootfs=ROOTFS))
     async with driver.process("a", Command(argv=("echo", "one", "two"))) as process:
         await log.copy(process.stdout)
-    assert log.read() == b"one two\n"
+    assert kept(log) == b"one two\n"
+
+
+async def test_two_streams_do_not_break_each_others_pieces(path: Path) -> None:
+    log = OutputLog(path, trio.to_thread.run_sync)
+    async with trio.open_nursery() as nursery:
+        for letter in b"ab":
+            for _ in range(100):
+                nursery.start_soon(log.write, bytes([letter]) * 5000)
+    newest = kept(log)
+    assert DEFAULT_LIMIT <= len(newest) <= 2 * DEFAULT_LIMIT
+    pieces = [newest[end - 5000 : end] for end in range(len(newest), 5000, -5000)]
+    assert all(len(set(piece)) == 1 for piece in pieces)

@@ -147,3 +147,25 @@ async def test_a_directory_that_can_not_be_read_is_an_error(tmp_path: Path) -> N
 async def test_where_there_are_no_records_none_is_made_by_looking_for_them(tmp_path: Path) -> None:
     assert await Records(tmp_path / "records").load() == []
     assert files(tmp_path) == []
+
+
+def names(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()}
+
+
+async def test_the_log_of_a_command_goes_with_its_record(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    await records.save(WEB)
+    await records.output("web").write(b"said")
+    assert names(tmp_path) == {"web.json", "web.log"}
+    await records.delete("web")
+    assert names(tmp_path) == set()
+
+
+async def test_a_log_outlives_its_agent_and_not_its_record(tmp_path: Path) -> None:
+    former = Records(tmp_path)
+    await former.save(WEB)
+    for sandbox_id in ("web", "web.2", "a.json"):
+        await former.output(sandbox_id).write(b"said")
+    assert await Records(tmp_path).load() == [WEB]
+    assert names(tmp_path) == {"web.json", "web.log"}
