@@ -19,48 +19,17 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from guest.errors import GuestError, UnavailableError
 from guest.sandboxes import states
-from guest.sandboxes.events import EventHub
 from guest.sandboxes.manager import Defaults, SandboxManager
-from guest.sandboxes.model import Action, Command, Sandbox, Spec, State
+from guest.sandboxes.model import Command, Sandbox, Spec, State
 from guest.sandboxes.records import Records
 from guest.sandboxes.testing import ROOTFS, FakeDriver
+from tests.guest.sandboxes.stories import Listener
 
 EPOCH_NS: Final = 1_767_225_600_000_000_000
-
-LEADS: Final[Mapping[tuple[str, str], str]] = {
-    ("", "created"): "starting",
-    ("starting", "ready"): "ready",
-    ("starting", "failed"): "failed",
-    ("starting", "stopping"): "stopping",
-    ("ready", "running"): "running",
-    ("ready", "failed"): "failed",
-    ("ready", "stopping"): "stopping",
-    ("running", "idle"): "ready",
-    ("running", "failed"): "failed",
-    ("running", "stopping"): "stopping",
-    ("stopping", "stopped"): "stopped",
-    ("stopping", "failed"): "failed",
-    ("stopping", "removed"): "",
-    ("stopped", "removed"): "",
-    ("failed", "removed"): "",
-}
-"""The states as who only hears of events infers them; what is not here must not happen."""
 
 
 class DriverBug(Exception):  # noqa: N818  not an error that anybody would expect
     """What no driver should raise."""
-
-
-@define(eq=False)
-class Listener(EventHub):
-    """Follows the events of all sandboxes, and stumbles over the first that can't be."""
-
-    states: dict[str, str] = Factory(dict)
-
-    def publish(self, sandbox_id: str, action: Action, attributes: Mapping[str, str] | None = None) -> None:
-        self.states[sandbox_id] = LEADS[self.states.get(sandbox_id, ""), action]
-        assert set(attributes or {}) == {Action.IDLE: {"exit_code"}, Action.FAILED: {"error"}}.get(action, set())
-        super().publish(sandbox_id, action, attributes)
 
 
 async def inline(function: Callable[..., object], *args: object) -> None:
@@ -153,8 +122,7 @@ class Story:
     async def check_at_rest(self) -> None:
         """What holds when nothing is under way."""
         known = self.known()
-        there = {sandbox_id: state for sandbox_id, state in self.listener.states.items() if state}
-        assert {sandbox_id: str(sandbox.state) for sandbox_id, sandbox in known.items()} == there
+        assert {sandbox_id: str(sandbox.state) for sandbox_id, sandbox in known.items()} == self.listener.believed()
         assert {sandbox.id: sandbox for sandbox in await self.records.load()} == known
         assert not {sandbox.state for sandbox in known.values()} & {State.STARTING, State.STOPPING}
         up = {sandbox_id for sandbox_id, sandbox in self.driver.sandboxes.items() if sandbox.up}
