@@ -33,7 +33,8 @@ check: $(VENV)/.installed ## linters, types, arrows between rooms, stale generat
 	@tools/check
 
 bench: bytecode ## speed and memory beside their floors: make bench ARGS=--json
-	@tools/debian-packages --optional qemu-ga=qemu-guest-agent
+	@tools/debian-packages --optional qemu-ga=qemu-guest-agent $(SANDBOX_TOOLS)
+	@tools/debian-packages --optional dockerd=docker.io
 	@$(BIN)/python -m bench $(ARGS)
 
 proto: $(VENV)/.installed ## generate protocol/proto/*_pb2.py and .pyi

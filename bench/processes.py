@@ -135,7 +135,7 @@ def _wait_until_ready(notify: socket.socket, process: subprocess.Popen[bytes], l
                 break
     finally:
         os.close(ended)
-    raise ServerFailedError(f"the agent is not ready; it said:\n{_last_lines(log)}")
+    raise ServerFailedError(f"the agent is not ready; it said:\n{last_lines(log)}")
 
 
 def _wait_until_idle(pid: int) -> None:
@@ -176,8 +176,9 @@ def _wait_until_listening(path: Path, process: subprocess.Popen[bytes], log: Pat
             if probe.connect_ex(str(path)) == 0:
                 return
         time.sleep(0.005)
-    raise ServerFailedError(f"{path.stem} does not listen; it said:\n{_last_lines(log)}")
+    raise ServerFailedError(f"{path.stem} does not listen; it said:\n{last_lines(log)}")
 
 
-def _last_lines(log: Path) -> str:
+def last_lines(log: Path) -> str:
+    """What a server said last."""
     return "\n".join(log.read_text(errors="replace").splitlines()[-20:])

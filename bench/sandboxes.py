@@ -1,7 +1,8 @@
 """Sandboxes: how long they take to make, to run something in, and to remove, and how fast output comes out of them.
 
 The floors are what crun does without us, called as the agent calls it: where it sees no cgroup2 (crun 1.8 refuses to
-work in hybrid otherwise), on an overlay of the same root file system.
+work in hybrid otherwise), on an overlay of the same root file system. Docker, where it is installed, is what people
+know.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, TypeVar
 
 from attrs import define, field
 
-from bench import processes
+from bench import docker, processes
 from bench.figures import Samples, Target, compare
 from bench.memory import resident
+from bench.processes import ServerFailedError
 from bench.rounds import interleave
 from bench.sandbox_host import SandboxHost
 from guest.sandboxes.busybox import build
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from bench.docker import Container
     from bench.figures import Figure
     from bench.processes import Server
     from bench.stage import Stage
@@ -38,6 +42,7 @@ T = TypeVar("T")
 
 _NEEDED = ("crun", "catatonit", "busybox")
 _BY_HAND = "crun by hand"
+_DOCKER = "docker exec"
 _SPLICE = "splice"
 _STREAMED = 256 << 20
 _FLAT = 2 << 30
@@ -59,10 +64,11 @@ def measure(stage: Stage) -> list[Figure]:
     events.subscribe()
     host.create(events, "box", memory_mib=256)
     crun.prepare(rootfs)
+    container = _container(stage, rootfs)
     return [
         _creating(stage, host, events, crun),
-        _running(stage, host, crun),
-        _streaming(stage, host, rootfs),
+        *_running(stage, host, crun, container),
+        *_streaming(stage, host, rootfs, container),
         _flatness(stage, host, agent),
         *_many(stage, host, events, agent),
     ]
@@ -73,6 +79,18 @@ def _why_not() -> str:
         return "sandboxes take root"
     missing = [name for name in _NEEDED if not shutil.which(name)]
     return f"not installed: {', '.join(missing)}" if missing else ""
+
+
+def _container(stage: Stage, rootfs: Path) -> Container | None:
+    """Docker's, where there is one to be had."""
+    why = docker.why_not()
+    try:
+        if not why:
+            return stage.enter(docker.idle_container(stage.directory, rootfs))
+    except (OSError, ServerFailedError, subprocess.SubprocessError) as error:
+        why = str(error)
+    print(f"  docker exec is left out: {why}", file=sys.stderr)
+    return None
 
 
 def _unified() -> Path | str:
@@ -96,17 +114,23 @@ def _creating(stage: Stage, host: SandboxHost, events: SandboxHost, crun: CrunBy
     return compare("sandbox, create to ready", "ms", agent, floor, Target("value", "<", 150))
 
 
-def _running(stage: Stage, host: SandboxHost, crun: CrunByHand) -> Figure:
+def _running(stage: Stage, host: SandboxHost, crun: CrunByHand, container: Container | None) -> list[Figure]:
     contenders = {
         "agent": stage.seconds_each(lambda times: _repeat(times, lambda: host.run("box", "/bin/true"))),
         _BY_HAND: stage.seconds_each(lambda times: _repeat(times, lambda: crun.execute("box", "/bin/true"))),
     }
-    samples = interleave(contenders, stage.rounds)
-    agent, floor = (samples[name].scaled(1e3) for name in ("agent", _BY_HAND))
-    return compare("sandbox, run true", "ms", agent, floor, Target("ratio", "≤", 1.3))
+    if container is not None:
+        contenders[_DOCKER] = stage.seconds_each(lambda times: _repeat(times, lambda: container.execute("/bin/true")))
+    samples = {name: taken.scaled(1e3) for name, taken in interleave(contenders, stage.rounds).items()}
+    targets = {_BY_HAND: Target("ratio", "≤", 1.3)}
+    return [
+        compare("sandbox, run true", "ms", samples["agent"], samples[floor], targets.get(floor))
+        for floor in (_BY_HAND, _DOCKER)
+        if floor in samples
+    ]
 
 
-def _streaming(stage: Stage, host: SandboxHost, rootfs: Path) -> Figure:
+def _streaming(stage: Stage, host: SandboxHost, rootfs: Path, container: Container | None) -> list[Figure]:
     size = _STREAMED if stage.rounds > 3 else _STREAMED >> 3
     command = ("dd", "if=/dev/zero", "bs=256k", f"count={size >> 18}", "status=none")
     busybox = str(rootfs / "bin" / "busybox")
@@ -121,16 +145,26 @@ def _streaming(stage: Stage, host: SandboxHost, rootfs: Path) -> Figure:
             left -= peer.recv_into(buffer)
         return size / (time.perf_counter() - started)
 
-    def streamed() -> float:
+    def streamed(stream: Callable[..., int]) -> float:
         started = time.perf_counter()
-        received = host.stream("box", *command)
+        received = stream(*command)
         elapsed = time.perf_counter() - started
         assert received >= size
         return size / elapsed
 
-    samples = interleave({"agent": streamed, _SPLICE: spliced}, stage.rounds)
-    agent, floor = (samples[name].scaled(1e-6) for name in ("agent", _SPLICE))
-    return compare("sandbox, stdout", "MB/s", agent, floor, Target("ratio", "≥", 0.5))
+    contenders: dict[str, Callable[[], float]] = {
+        "agent": partial(streamed, partial(host.stream, "box")),
+        _SPLICE: spliced,
+    }
+    if container is not None:
+        contenders[_DOCKER] = partial(streamed, container.stream)
+    samples = {name: taken.scaled(1e-6) for name, taken in interleave(contenders, stage.rounds).items()}
+    targets = {_SPLICE: Target("ratio", "≥", 0.5)}
+    return [
+        compare("sandbox, stdout", "MB/s", samples["agent"], samples[floor], targets.get(floor))
+        for floor in (_SPLICE, _DOCKER)
+        if floor in samples
+    ]
 
 
 def _flatness(stage: Stage, host: SandboxHost, agent: Server) -> Figure:
