@@ -6,9 +6,12 @@ import sys
 from importlib import import_module
 from importlib.util import find_spec
 
+from host._interrupts import end_at_ctrl_c
+
 
 def main() -> None:
     """Run `arcboxctl` with the arguments of this process, and exit."""
+    end_at_ctrl_c()
     for name in ("click", "rich"):
         try:
             found = find_spec(name) is not None

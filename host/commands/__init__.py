@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final
 import click
 from click.shell_completion import shell_complete
 
-from host.commands._errors import EXIT_CODES, INTERRUPTED, complain
+from host._interrupts import INTERRUPTED
+from host.commands._errors import EXIT_CODES, complain
 from host.commands._invocation import COMPLETION_VARIABLE, Invocation, common_options
 
 if TYPE_CHECKING:
@@ -72,9 +73,6 @@ def run(arguments: Sequence[str]) -> int:
         _end_as_a_filter_does()
     except (KeyboardInterrupt, click.Abort):
         pass
-    except BaseExceptionGroup as group:  # Ctrl-C that hit a task in the background
-        if group.subgroup(KeyboardInterrupt) is None:
-            raise
     except Exception as error:  # noqa: BLE001  what it can't explain, it raises again
         # An option that could not be parsed may stand before --json; behind a command of a guest it is not ours.
         misused = isinstance(error, click.UsageError) and "--json" in arguments

@@ -7,6 +7,7 @@ from typing import Final
 
 import click
 
+from host._interrupts import INTERRUPTED
 from host.errors import (
     AgentError,
     ConnectError,
@@ -20,7 +21,6 @@ MISUSED: Final = 2
 NOT_CONNECTED: Final = 3
 CONNECTION_FAILED: Final = 4
 TIMED_OUT: Final = 5
-INTERRUPTED: Final = 130
 
 EXIT_CODES: Final = {
     0: "done",

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 import trio
 from attrs import define
 
+from host._background import beside
+from host._interrupts import cancel_at_ctrl_c
 from host.addresses import FORMS
 from host.client import connect
 
@@ -57,6 +60,7 @@ class Invocation:
 
         Raises:
             click.UsageError: nobody said where the agent is.
+            KeyboardInterrupt: Ctrl-C; all contexts were left.
             AgentError: whatever went wrong.
         """
         if not self.where:
@@ -65,8 +69,11 @@ class Invocation:
 
     async def _run(self, work: Callable[[AgentClient], Awaitable[None]]) -> None:
         timeout = _TIMEOUT if self.timeout is None else self.timeout
-        async with connect(self.where, timeout=timeout) as client:
-            await work(client if self.timeout is None else client.within(timeout))
+        with trio.CancelScope() as scope:
+            async with beside(partial(cancel_at_ctrl_c, scope)), connect(self.where, timeout=timeout) as client:
+                await work(client if self.timeout is None else client.within(timeout))
+        if scope.cancelled_caught:
+            raise KeyboardInterrupt
 
 
 def common_options(command: _CommandT) -> _CommandT:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from host._interrupts import ctrl_c_raises
 from host.commands._invocation import common_options, pass_invocation
 from host.commands._output import as_plain, show_json
 
@@ -46,5 +47,7 @@ def command(invocation: Invocation, timeout_seconds: int, *, yes: bool) -> None:
 def _ask(where: str) -> None:
     if not sys.stdin.isatty():
         raise click.UsageError("this powers the guest off: say --yes, as nobody can be asked here")
-    if not click.confirm(f"Power off the guest at {where}?", err=True):
+    with ctrl_c_raises():
+        agreed = click.confirm(f"Power off the guest at {where}?", err=True)
+    if not agreed:
         raise click.ClickException("nothing was shut down")
