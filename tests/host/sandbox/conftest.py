@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import pty
-import struct
 import subprocess
 import sys
-import termios
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,53 +14,20 @@ import trio
 from attrs import define, field
 
 from protocol import ErrorReply, MessageType, arcbox_v1, sandbox_v1
+from tests.host.terminal import on_a_terminal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from host.testing import FakeAgent, Request, Script
     from tests.host.conftest import Listener
+    from tests.host.terminal import Terminal
 
 
 class Result(NamedTuple):
     returncode: int
     stdout: bytes
     stderr: bytes
-
-
-@define(eq=False)
-class Terminal:
-    """A terminal with arcboxctl on it."""
-
-    process: subprocess.Popen[bytes]
-    _master: int
-    _slave: int
-    shown: bytes = field(init=False, default=b"")
-
-    @property
-    def modes(self) -> list[int | list[bytes | int]]:
-        return termios.tcgetattr(self._slave)
-
-    @property
-    def is_raw(self) -> bool:
-        local = self.modes[3]
-        assert isinstance(local, int)
-        return not local & (termios.ICANON | termios.ECHO | termios.ISIG)
-
-    async def until_shown(self, text: bytes) -> None:
-        while text not in self.shown:
-            await trio.lowlevel.wait_readable(self._master)
-            self.shown += os.read(self._master, 65536)
-
-    def type(self, keys: bytes) -> None:
-        os.write(self._master, keys)
-
-    def resize(self, columns: int, rows: int) -> None:
-        """As a terminal window does: whoever runs in front hears of it by SIGWINCH."""
-        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-    async def exit_code(self) -> int:
-        return await trio.to_thread.run_sync(self.process.wait, abandon_on_cancel=True)
 
 
 @define(eq=False)
@@ -134,25 +97,9 @@ class Cli:
     @asynccontextmanager
     async def on_a_terminal(self, *arguments: str, columns: int = 100, rows: int = 30) -> AsyncIterator[Terminal]:
         """The same on a terminal; killed at the end, if it still runs."""
-        master, slave = pty.openpty()
-        os.set_blocking(master, False)
-        process = None
-        try:
-            fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-            process = subprocess.Popen(  # noqa: S603, ASYNC220  the command is our own; on a terminal, which Trio has no way for
-                ["setsid", "--ctty", *self.command, *arguments],  # noqa: S607  util-linux is everywhere
-                env={**os.environ, "ARCBOX_CONNECT": self.listener.address, "TERM": "xterm"},
-                stdin=slave,
-                stdout=slave,
-                stderr=slave,
-            )
-            yield Terminal(process, master, slave)
-        finally:
-            if process is not None:
-                process.kill()
-                process.wait()
-            os.close(master)
-            os.close(slave)
+        environment = {"ARCBOX_CONNECT": self.listener.address}
+        async with on_a_terminal([*self.command, *arguments], environment, columns=columns, rows=rows) as terminal:
+            yield terminal
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from protocol import ErrorReply, MessageType, sandbox_v1
 
 if TYPE_CHECKING:
     from host.testing import FakeAgent, Request
-    from tests.host.sandbox.conftest import Cli, Guest, Terminal
+    from tests.host.sandbox.conftest import Cli, Guest
+    from tests.host.terminal import Terminal
 
 T = MessageType
 ATTACH = ["exec", "-it", "box", "sh"]
