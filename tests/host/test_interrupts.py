@@ -46,7 +46,7 @@ def test_while_its_modules_are_loaded(arcbox_agent: RunningAgent, count: int) ->
     assert interrupted(arcbox_agent, "import", count, "ping", "--count", "0") == (130, b"")
 
 
-@pytest.mark.parametrize("arguments", [["ping", "--count", "0"], ["info"], ["sandbox", "events"], ["sandbox", "ls"]])
+@pytest.mark.parametrize("arguments", [["ping", "--count", "0"], ["sandbox", "events"]])
 @pytest.mark.parametrize("event", ["socket.__new__", "socket.connect"])
 def test_while_it_connects(arcbox_agent: RunningAgent, event: str, arguments: list[str]) -> None:
     assert interrupted(arcbox_agent, event, 1, *arguments) == (130, b"")
