@@ -56,7 +56,8 @@ class FrameWriter:
         """
         if self._lock.locked():
             return 0
-        self._check()
+        if self.broken:
+            raise _broken()
         try:
             return self._transport.send_nowait(parts)
         except trio.BrokenResourceError:
@@ -96,7 +97,7 @@ class FrameWriter:
             self._lock.acquire_nowait()
         if self.broken:
             self._lock.release()
-            self._check()
+            raise _broken()
 
     def _end(self) -> None:
         """Leave the turn to the next; with half a frame on the wire, end the connection."""
@@ -104,6 +105,6 @@ class FrameWriter:
         if self.broken:
             self._transport.abort()
 
-    def _check(self) -> None:
-        if self.broken:
-            raise trio.BrokenResourceError("the connection is gone, or a frame was cut off half-way")
+
+def _broken() -> trio.BrokenResourceError:
+    return trio.BrokenResourceError("the connection is gone, or a frame was cut off half-way")

@@ -84,7 +84,6 @@ class Files:
             OSError: EISDIR for a directory, EINVAL for what is no regular file or no path, and whatever open(2),
                 mmap(2) and read(2) say.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
         if length <= _MOST_CACHED and (file := self._open_cached(_encode(path), offset, length)) is not None:
             return file
         return await trio.to_thread.run_sync(
