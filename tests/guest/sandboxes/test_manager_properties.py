@@ -6,13 +6,12 @@ import logging
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
-from attrs import Factory, define, evolve, field, frozen
+from attrs import Factory, define, evolve, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -23,7 +22,20 @@ from guest.sandboxes.manager import Defaults, SandboxManager
 from guest.sandboxes.model import Command, Sandbox, Spec, State
 from guest.sandboxes.records import Records
 from guest.sandboxes.testing import ROOTFS, FakeDriver
-from tests.guest.sandboxes.stories import Listener
+from tests.guest.sandboxes.stories import (
+    IDS,
+    NEEDS,
+    Client,
+    Happening,
+    Listener,
+    cancellations,
+    checkpoints,
+    removals,
+    stops,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
 
 EPOCH_NS: Final = 1_767_225_600_000_000_000
 
@@ -36,18 +48,6 @@ async def inline(function: Callable[..., object], *args: object) -> None:
     await trio.lowlevel.checkpoint()
     function(*args)
     await trio.lowlevel.checkpoint()
-
-
-@define(eq=False)
-class Client:
-    """One request of one peer, which may go away."""
-
-    sandbox_id: str
-    runs: bool = False
-    """Whether it has something running in a sandbox."""
-
-    over: bool = False
-    scope: trio.CancelScope = field(factory=trio.CancelScope)
 
 
 @define(eq=False)
@@ -169,18 +169,6 @@ class Story:
         self.agent.cancel()
 
 
-Step = Callable[[Story], Awaitable[object] | None]
-
-
-@frozen
-class Happening:
-    """A step of the story, with a name for people."""
-
-    name: str
-    step: Step = field(repr=False)
-
-
-IDS = st.sampled_from(["a", "b"])
 ARGVS = st.sampled_from(
     [
         ("true",),
@@ -191,8 +179,6 @@ ARGVS = st.sampled_from(
     ]
 )
 INITIAL = st.sampled_from([(), (), ("cat",), ("sleep", "999")])
-SECONDS = st.sampled_from([0.0, 1.0, 5.0, 100.0])
-NEEDS = st.sampled_from([states.READY, states.READY_OR_RUNNING])
 METHODS = st.sampled_from(["create", "process", "terminate", "idle", "ended", "stop", "destroy"])
 FAULTS: Final[Mapping[str, Callable[[], Exception | trio.Event]]] = {
     "hangs": trio.Event,
@@ -202,14 +188,14 @@ FAULTS: Final[Mapping[str, Callable[[], Exception | trio.Event]]] = {
 
 
 @st.composite
-def creations(draw: st.DrawFn) -> Happening:
+def creations(draw: st.DrawFn) -> Happening[Story]:
     rootfs = draw(st.sampled_from(["", "", "", "/nowhere"]))
     spec = Spec(id=draw(IDS), rootfs=rootfs, cmd=draw(INITIAL), ttl=draw(st.sampled_from([0.0, 0.0, 3.0, 300.0])))
     return Happening(f"create {spec}", lambda story: story.ask(spec.id, lambda _: story.manager.create(spec)))
 
 
 @st.composite
-def processes(draw: st.DrawFn) -> Happening:
+def processes(draw: st.DrawFn) -> Happening[Story]:
     sandbox_id, needs = draw(IDS), draw(NEEDS)
     command = Command(argv=draw(ARGVS), timeout=draw(st.sampled_from([0.0, 0.0, 2.0])))
     command = evolve(command, user=draw(st.sampled_from(["", "", "", "nemo"])))
@@ -220,25 +206,7 @@ def processes(draw: st.DrawFn) -> Happening:
 
 
 @st.composite
-def stops(draw: st.DrawFn) -> Happening:
-    sandbox_id, grace = draw(IDS), draw(SECONDS)
-    return Happening(
-        f"stop {sandbox_id} in {grace}",
-        lambda story: story.ask(sandbox_id, lambda _: story.manager.stop(sandbox_id, grace)),
-    )
-
-
-@st.composite
-def removals(draw: st.DrawFn) -> Happening:
-    sandbox_id, force = draw(IDS), draw(st.booleans())
-    return Happening(
-        f"remove {sandbox_id}, force={force}",
-        lambda story: story.ask(sandbox_id, lambda _: story.manager.remove(sandbox_id, force=force)),
-    )
-
-
-@st.composite
-def exits(draw: st.DrawFn) -> Happening:
+def exits(draw: st.DrawFn) -> Happening[Story]:
     sandbox_id, code = draw(IDS), draw(st.integers(0, 255))
 
     def step(story: Story) -> None:
@@ -250,7 +218,7 @@ def exits(draw: st.DrawFn) -> Happening:
 
 
 @st.composite
-def deaths(draw: st.DrawFn) -> Happening:
+def deaths(draw: st.DrawFn) -> Happening[Story]:
     sandbox_id = draw(IDS)
 
     def step(story: Story) -> None:
@@ -261,46 +229,29 @@ def deaths(draw: st.DrawFn) -> Happening:
 
 
 @st.composite
-def faults(draw: st.DrawFn) -> Happening:
+def faults(draw: st.DrawFn) -> Happening[Story]:
     method, fault = draw(METHODS), draw(st.sampled_from(sorted(FAULTS)))
     return Happening(f"{method} {fault}", lambda story: story.set_fault(method, FAULTS[fault]()))
-
-
-@st.composite
-def cancellations(draw: st.DrawFn) -> Happening:
-    number = draw(st.integers(0, 9))
-
-    def step(story: Story) -> None:
-        waiting = [client for client in story.clients if not client.over]
-        if waiting:
-            waiting[number % len(waiting)].scope.cancel()
-
-    return Happening(f"peer {number} goes away", step)
 
 
 async def seconds(count: float) -> None:
     await trio.sleep(count)
 
 
-async def checkpoints(count: int) -> None:
-    for _ in range(count):
-        await trio.lowlevel.checkpoint()
-
-
 PAUSES = st.one_of(
-    st.integers(0, 7).map(lambda count: Happening(f"{count} checkpoints", lambda _: checkpoints(count))),
-    st.just(Happening("all settles", lambda _: wait_all_tasks_blocked())),
-    st.sampled_from([0.5, 4.0, 70.0]).map(lambda s: Happening(f"{s} seconds", lambda _: seconds(s))),
+    st.integers(0, 7).map(lambda count: Happening[Story](f"{count} checkpoints", lambda _: checkpoints(count))),
+    st.just(Happening[Story]("all settles", lambda _: wait_all_tasks_blocked())),
+    st.sampled_from([0.5, 4.0, 70.0]).map(lambda s: Happening[Story](f"{s} seconds", lambda _: seconds(s))),
 )
-HEALINGS = st.just(Happening("the driver is well again", lambda story: story.heal()))
-RESTARTS = st.just(Happening("the agent is killed and started", lambda story: story.restart()))
+HEALINGS = st.just(Happening[Story]("the driver is well again", lambda story: story.heal()))
+RESTARTS = st.just(Happening[Story]("the agent is killed and started", lambda story: story.restart()))
 HAPPENINGS = st.one_of(
-    creations(), creations(), processes(), processes(), stops(), removals(), exits(), deaths(), faults(),
-    cancellations(), PAUSES, PAUSES, HEALINGS, RESTARTS,
+    creations(), creations(), processes(), processes(), stops([0.0, 1.0, 5.0, 100.0]), removals(), exits(),
+    deaths(), faults(), cancellations(), PAUSES, PAUSES, HEALINGS, RESTARTS,
 )  # fmt: skip
 
 
-async def tell(happenings: list[Happening], directory: Path) -> None:
+async def tell(happenings: list[Happening[Story]], directory: Path) -> None:
     async with trio.open_nursery() as nursery:
         story = Story(Records(directory, run_sync=inline), nursery)
         story.start(Listener())
@@ -316,7 +267,7 @@ async def tell(happenings: list[Happening], directory: Path) -> None:
 
 @settings(deadline=None, max_examples=300)
 @given(happenings=st.lists(HAPPENINGS, min_size=4, max_size=40))
-def test_any_story_ends_with_everything_in_its_place(happenings: list[Happening]) -> None:
+def test_any_story_ends_with_everything_in_its_place(happenings: list[Happening[Story]]) -> None:
     directory = Path(tempfile.mkdtemp())
     logging.disable()
     try:

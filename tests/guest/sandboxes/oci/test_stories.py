@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import psutil
 import pytest
 import trio
-from attrs import Factory, define, evolve, field, frozen
+from attrs import Factory, define, evolve, field
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -27,7 +27,17 @@ from guest.sandboxes.model import Command, Sandbox, Spec, State, TerminalSize
 from guest.sandboxes.oci.driver import OciDriver
 from guest.sandboxes.records import Records, read
 from tests.guest.sandboxes.oci_world import OciWorld, missing, open_world, processes
-from tests.guest.sandboxes.stories import Listener
+from tests.guest.sandboxes.stories import (
+    IDS,
+    NEEDS,
+    Client,
+    Happening,
+    Listener,
+    cancellations,
+    checkpoints,
+    removals,
+    stops,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -38,19 +48,6 @@ STORIES: Final = int(os.environ.get("ARCBOX_TEST_STORIES", "12"))
 
 _PATIENCE: Final = 30.0
 """Seconds in which all that was begun must have come to its end."""
-
-
-@define(eq=False)
-class Client:
-    """One request of one peer, which may go away."""
-
-    sandbox_id: str
-    lasts: bool = False
-    """Whether what it runs does not end by itself."""
-
-    runs: bool = False
-    over: bool = False
-    scope: trio.CancelScope = field(factory=trio.CancelScope)
 
 
 @define(eq=False)
@@ -202,14 +199,6 @@ async def _drain(process: Process) -> None:
         pass
 
 
-@frozen
-class Happening:
-    """A step of the story, with a name for people."""
-
-    name: str
-    step: Callable[[Story], Awaitable[object] | None] = field(repr=False)
-
-
 LASTING: Final = (
     ("sleep", "1000"),
     ("sh", "-c", "trap '' TERM; while :; do sleep 1000; done"),
@@ -222,20 +211,18 @@ SHORT: Final = (
     ("sh", "-c", "setsid sleep 1000 >/dev/null 2>&1 & echo left"),
     ("not-there",),
 )
-IDS = st.sampled_from(["a", "b"])
 INITIAL = st.sampled_from([(), (), ("sleep", "999"), ("sh", "-c", "echo said; exit 3"), ("not-there",)])
-NEEDS = st.sampled_from([states.READY, states.READY_OR_RUNNING])
 
 
 @st.composite
-def creations(draw: st.DrawFn) -> Happening:
+def creations(draw: st.DrawFn) -> Happening[Story]:
     rootfs = draw(st.sampled_from(["", "", "", "/nowhere"]))
     spec = Spec(id=draw(IDS), rootfs=rootfs, cmd=draw(INITIAL), ttl=draw(st.sampled_from([0.0, 0.0, 0.0, 0.1])))
     return Happening(f"create {spec}", lambda story: story.ask(spec.id, lambda _: story.manager.create(spec)))
 
 
 @st.composite
-def runs(draw: st.DrawFn) -> Happening:
+def runs(draw: st.DrawFn) -> Happening[Story]:
     sandbox_id, needs, argv = draw(IDS), draw(NEEDS), draw(st.sampled_from(LASTING + SHORT))
     command = Command(argv=argv, timeout=draw(st.sampled_from([0.0, 0.0, 0.05])))
     command = evolve(command, terminal=draw(st.sampled_from([None, None, TerminalSize()])))
@@ -246,59 +233,24 @@ def runs(draw: st.DrawFn) -> Happening:
     )
 
 
-@st.composite
-def stops(draw: st.DrawFn) -> Happening:
-    sandbox_id, grace = draw(IDS), draw(st.sampled_from([0.0, 0.1, 0.3]))
-    return Happening(
-        f"stop {sandbox_id} in {grace}",
-        lambda story: story.ask(sandbox_id, lambda _: story.manager.stop(sandbox_id, grace)),
-    )
-
-
-@st.composite
-def removals(draw: st.DrawFn) -> Happening:
-    sandbox_id, force = draw(IDS), draw(st.booleans())
-    return Happening(
-        f"remove {sandbox_id}, force={force}",
-        lambda story: story.ask(sandbox_id, lambda _: story.manager.remove(sandbox_id, force=force)),
-    )
-
-
-@st.composite
-def cancellations(draw: st.DrawFn) -> Happening:
-    number = draw(st.integers(0, 9))
-
-    def step(story: Story) -> None:
-        waiting = [client for client in story.clients if not client.over]
-        if waiting:
-            waiting[number % len(waiting)].scope.cancel()
-
-    return Happening(f"peer {number} goes away", step)
-
-
-async def checkpoints(count: int) -> None:
-    for _ in range(count):
-        await trio.lowlevel.checkpoint()
-
-
 async def milliseconds(count: int) -> None:
     await trio.sleep(count / 1000)
 
 
-DEATHS = IDS.map(lambda name: Happening(f"the init of {name} is killed", lambda story: story.kill_init(name)))
-RESTARTS = st.just(Happening("the agent is ended and started", lambda story: story.restart()))
+DEATHS = IDS.map(lambda name: Happening[Story](f"the init of {name} is killed", lambda story: story.kill_init(name)))
+RESTARTS = st.just(Happening[Story]("the agent is ended and started", lambda story: story.restart()))
 PAUSES = st.one_of(
-    st.integers(0, 7).map(lambda count: Happening(f"{count} checkpoints", lambda _: checkpoints(count))),
-    st.sampled_from([2, 10, 40]).map(lambda ms: Happening(f"{ms} ms", lambda _: milliseconds(ms))),
-    st.just(Happening("all settles", lambda story: story.come_to_rest())),
+    st.integers(0, 7).map(lambda count: Happening[Story](f"{count} checkpoints", lambda _: checkpoints(count))),
+    st.sampled_from([2, 10, 40]).map(lambda ms: Happening[Story](f"{ms} ms", lambda _: milliseconds(ms))),
+    st.just(Happening[Story]("all settles", lambda story: story.come_to_rest())),
 )
 HAPPENINGS = st.one_of(
-    creations(), creations(), runs(), runs(), runs(), stops(), removals(), cancellations(), DEATHS, PAUSES, PAUSES,
-    PAUSES, RESTARTS,
+    creations(), creations(), runs(), runs(), runs(), stops([0.0, 0.1, 0.3]), removals(), cancellations(), DEATHS,
+    PAUSES, PAUSES, PAUSES, RESTARTS,
 )  # fmt: skip
 
 
-async def tell(happenings: list[Happening], directory: Path) -> None:
+async def tell(happenings: list[Happening[Story]], directory: Path) -> None:
     async with open_world("crun", directory) as world, trio.open_nursery() as nursery:
         story = Story(world, nursery)
         story.start(Listener())
@@ -320,7 +272,7 @@ async def tell(happenings: list[Happening], directory: Path) -> None:
 )
 @given(happenings=st.lists(HAPPENINGS, min_size=4, max_size=25))
 def test_any_story_of_real_sandboxes_leaves_nothing_behind(
-    happenings: list[Happening], monkeypatch: pytest.MonkeyPatch
+    happenings: list[Happening[Story]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(life, "_BETWEEN_RECORDS", 0.02)
     gc.collect()
