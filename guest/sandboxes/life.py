@@ -108,6 +108,7 @@ class Life:
             self._stopped.settle()
             self._removed.settle()
         finally:
+            self._over.set()  # what ends from now on is no news of this sandbox: the next agent has it
             ending = UnavailableError(f"sandbox {self.id} is left as it is: the agent is ending")
             self._stopped.settle(ending)
             self._removed.settle(ending)
@@ -187,6 +188,7 @@ class Life:
 
     async def _lived(self) -> bool:
         """Live until the sandbox is destroyed; False after an error that nobody foresaw, which is no reason to die."""
+        lost = False
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._keep_record)
@@ -198,12 +200,11 @@ class Life:
                     self._nursery = None  # before it closes, and turns who starts something there into an error
                 self._changed = trio.Event()  # there is nothing left that could be recorded
                 nursery.cancel_scope.cancel()
-        except Exception:
+        except* Exception:  # with a Cancelled beside it, perhaps, if the agent ends in the same moment
             log.exception("sandbox lost", extra={"sandbox": self.id})
-            self._leftover = True
+            self._leftover = lost = True
             self._removal_failed(self._unforeseen("looked after"))
-            return False
-        return True
+        return not lost
 
     async def _live(self, nursery: trio.Nursery) -> None:
         if self._leftover:
@@ -348,6 +349,8 @@ class Life:
 
     def _workload_ended(self, exit_code: int) -> None:
         self._workloads -= 1
+        if self._over.is_set() and self.sandbox.state in states.LIVE:
+            return
         self.sandbox = evolve(self.sandbox, last_exited_at=self._now(), last_exit_code=exit_code)
         self._changed.set()
         if self._workloads == 0 and self.sandbox.state is State.RUNNING:

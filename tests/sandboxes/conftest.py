@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +63,15 @@ class Machine:
     def mounts(self) -> list[str]:
         """What of its sandboxes shows in the mount namespace of this test."""
         return [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(self.directory) in line]
+
+    def mounts_of_driver(self) -> int:
+        """How many of its sandboxes show in the mount namespace of the agent's driver, whose threads live in it."""
+        found = 0
+        for thread in self.process.threads():
+            with suppress(FileNotFoundError):  # it has ended
+                lines = Path(f"/proc/{self.process.pid}/task/{thread.id}/mountinfo").read_text().splitlines()
+                found = max(found, sum(str(self.directory) in line for line in lines))
+        return found
 
     def cgroups(self) -> list[Path]:
         """Those of any sandbox of a driver whose directory is below ours."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from typing import TYPE_CHECKING
 
@@ -17,12 +16,6 @@ if TYPE_CHECKING:
     from host import AgentClient
     from host._agent_process import RunningAgent
     from tests.sandboxes.conftest import Machine
-
-CYCLES = int(os.environ.get("ARCBOX_TEST_CYCLES", "40"))
-"""Of create, run and remove; 2,000 show what a day shows."""
-
-AT_ONCE = int(os.environ.get("ARCBOX_TEST_SANDBOXES", "30"))
-"""Sandboxes that live at the same time; 200 take a minute."""
 
 
 async def test_a_life_in_events(machine: Machine, client: AgentClient) -> None:
@@ -123,44 +116,6 @@ async def test_an_init_that_is_killed_fails_its_sandbox(machine: Machine, client
 def _is_init_of(process: psutil.Process, machine: Machine) -> bool:
     (cgroup,) = [path for path in machine.cgroups() if "unified" in str(path)] or machine.cgroups()[:1]
     return str(process.pid) in (cgroup / "cgroup.procs").read_text().split()
-
-
-async def test_many_live_at_the_same_time_and_leave_nothing(machine: Machine, client: AgentClient) -> None:
-    async def live(number: int) -> None:
-        name = await machine.ready(client, f"box-{number}", limits=sandbox_v1.ResourceLimits(vcpus=1, memory_mib=16))
-        async with client.sandbox_run(name, ["echo", name]) as session:
-            assert (await session.collect()).stdout.decode().strip() == name
-        alive.append(name)
-        if len(alive) == AT_ONCE:
-            all_alive.set()
-        await all_alive.wait()
-        await client.sandbox_remove(name)
-
-    alive: list[str] = []
-    all_alive = trio.Event()
-    async with trio.open_nursery() as nursery:
-        for number in range(AT_ONCE):
-            nursery.start_soon(live, number)
-    assert list((await client.sandbox_list()).sandboxes) == []
-    assert machine.leftovers() == []
-
-
-async def test_cycles_leave_no_file_thread_or_memory(machine: Machine, client: AgentClient) -> None:
-    async def cycle() -> None:
-        await machine.ready(client, "box")
-        async with client.sandbox_run("box", ["true"]) as session:
-            assert await session.wait() == 0
-        await client.sandbox_remove("box")
-
-    for _ in range(CYCLES // 2):
-        await cycle()
-    before = machine.process.num_fds(), machine.process.memory_info().rss
-    for _ in range(CYCLES // 2):
-        await cycle()
-    assert machine.process.num_fds() == before[0]
-    assert machine.process.num_threads() < 40
-    assert machine.process.memory_info().rss < before[1] + 4 * 2**20
-    assert machine.leftovers() == []
 
 
 async def test_an_agent_that_ends_stops_its_sandboxes(machine: Machine) -> None:

@@ -157,6 +157,7 @@ class OciDriver:
         for sandbox in self._live.values():
             sandbox.watch.close()
         self._live.clear()
+        self._images.clear()  # they were mounted in the namespace that ends here
         if equipment is not None:
             cgroups.remove_parents(equipment.hierarchies, self._cgroup)
             await trio.to_thread.run_sync(equipment.close, abandon_on_cancel=True)  # it may wait for a call that hangs
@@ -255,7 +256,7 @@ class OciDriver:
         found = hierarchies.find()
         parents = [root / self._cgroup for root in {found.unified, *found.v1.values()}]
         places = [self.data_dir / "sandboxes", self._runtime_state, *parents]
-        return sorted({path.name for place in places if place.is_dir() for path in place.iterdir() if _is_one(path)})
+        return sorted({name for place in places for name in _sandboxes_in(place)})
 
     def _find(self, sandbox_id: str) -> LiveSandbox:
         if sandbox_id not in self._live:
@@ -273,8 +274,11 @@ class OciDriver:
         return self.data_dir / "runtime"
 
 
-def _is_one(path: Path) -> bool:
-    return path.is_dir() and path.name != CLIENTS
+def _sandboxes_in(place: Path) -> list[str]:
+    try:
+        return [path.name for path in place.iterdir() if path.is_dir() and path.name != CLIENTS]
+    except FileNotFoundError:  # nothing was ever there, or the last of them is being removed just now
+        return []
 
 
 def _find_tool(name: str, setting: str) -> str:

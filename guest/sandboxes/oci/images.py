@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -45,6 +46,11 @@ class Images:
     _namespace: MountNamespace
     _images: dict[tuple[int, int], Image] = field(init=False, factory=dict)
     """By device and inode: a file that takes the place of another is another image."""
+
+    def __attrs_post_init__(self) -> None:
+        for path in self._directory.iterdir():  # from a former agent, in whose namespace something was mounted there
+            with suppress(OSError):
+                path.rmdir()
 
     async def acquire(self, file: int) -> Image:
         """The mount of an image file, opened with O_PATH. It stays until it was released as often as it was acquired.

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from guest.sandboxes.driver import Driver
     from guest.sandboxes.model import Action
 
+pytest.register_assert_rewrite("tests.guest.sandboxes.stories")
+
 OCI_WORLD = Path(__file__).with_name("oci_world.py")
 """The world of `guest.sandboxes.oci.driver.OciDriver`, with two functions:
 

@@ -10,7 +10,7 @@ from attrs import evolve
 from trio.testing import wait_all_tasks_blocked
 
 from guest.errors import ConflictError, GuestError
-from guest.sandboxes.model import Spec, State
+from guest.sandboxes.model import Command, Spec, State
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
@@ -136,3 +136,12 @@ async def test_an_agent_that_ends_at_once_has_recorded_what_it_did_last(
     await agent.kill()
     (record,) = await agent.records.load()
     assert (record.id, record.state) == ("stopped", State.STOPPED)
+
+
+async def test_what_ends_after_its_agent_did_is_no_news(autojump_clock: MockClock, agent: FakeAgent) -> None:
+    await agent.create(Spec(id="web"))
+    async with agent.manager.process("web", Command(argv=("sleep", "1000"))) as process:
+        await agent.kill()
+        agent.start()
+        assert await process.wait() == 137
+    assert agent.witness.of("web") == ["created", "ready", "running", "failed"]

@@ -14,6 +14,7 @@ import pytest
 from guest.errors import GuestError, InvalidArgumentError
 from guest.sandboxes.busybox import build
 from guest.sandboxes.model import BindMount
+from guest.sandboxes.oci.driver import OciDriver
 
 if TYPE_CHECKING:
     from tests.guest.sandboxes.oci.conftest import Boxes, World
@@ -68,6 +69,18 @@ async def test_an_image_is_let_go_of_when_no_sandbox_came_of_it(boxes: Boxes, im
     with pytest.raises(InvalidArgumentError, match="/proc/mine"):
         await boxes(rootfs=str(image), mounts=(BindMount(source="/etc", target="/proc/mine"),))
     assert loop_devices(image) == []
+
+
+async def test_an_image_is_let_go_of_by_the_next_driver_and_by_the_same_one_again(
+    boxes: Boxes, world: World, image: Path
+) -> None:
+    for following in (world.driver, OciDriver(world.driver.data_dir, world.driver.runtime)):
+        await boxes(rootfs=str(image))
+        await world.driver.close()
+        world.driver = following
+        await world.driver.destroy("box")
+        assert world.leftovers() == []
+        assert loop_devices(image) == []
 
 
 async def test_a_file_that_took_the_place_of_another_is_another_image(boxes: Boxes, tmp_path: Path) -> None:

@@ -122,14 +122,14 @@ async def test_links_in_the_target_lead_nowhere_but_inside(  # noqa: PLR0917  pa
     build(root)
     name, _, to = link.partition(" -> ")
     (root / name.lstrip("/")).symlink_to(to)
-    before = sorted(os.listdir("/tmp"))
     if seen is None:
         with pytest.raises(GuestError):
             await boxes(rootfs=str(root), mounts=bind(shared, target))
     else:
         box = await boxes(rootfs=str(root), mounts=bind(shared, target))
         assert (await box.run("cat", f"{seen}/file")).text == "of the guest\n"
-    assert sorted(os.listdir("/tmp")) == before
+    # What others do in there meanwhile is their affair.
+    assert not {"x", "not-yet"} & set(os.listdir("/tmp"))
     assert not (root / "tmp" / "x").exists()
 
 
