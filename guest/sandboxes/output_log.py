@@ -27,7 +27,8 @@ DEFAULT_LIMIT: Final = 256 * 1024
 class OutputLog:
     """Keeps the newest output: `limit` bytes of it, give or take a line, and never twice as many.
 
-    The file is only ever added to, or replaced by another one: who opens it once sees one end of the output, whole.
+    The file is only ever added to, or replaced by another one: who opens it once sees one end of what was written by
+    then, without a gap.
     """
 
     path: Path
@@ -36,17 +37,22 @@ class OutputLog:
 
     _limit: int = DEFAULT_LIMIT
     _turn: trio.Lock = field(init=False, factory=trio.Lock)
-    _failed: bool = field(init=False, default=False)
+    _complete: bool = field(init=False, default=True)
+    """Whether all of the output up to now is in the file, or was."""
+
+    _complained: bool = field(init=False, default=False)
 
     async def write(self, data: bytes | memoryview) -> None:
-        """Add to the end. Failure is logged, once: the command goes on without a log."""
+        """Add to the end; after a loss, begin anew. A loss is logged, once: the command goes on."""
         async with self._turn:
             try:
-                await self._in_thread(append, self.path, data, self._limit)
+                await self._in_thread(append if self._complete else begin, self.path, data, self._limit)
+                self._complete = True
             except OSError as error:
-                if not self._failed:
+                self._complete = False
+                if not self._complained:
                     log.warning("output not kept", extra={"path": str(self.path), "reason": str(error)})
-                self._failed = True
+                self._complained = True
 
     async def copy(self, output: Output) -> None:
         """Write all that comes from a process, until its end."""
@@ -69,6 +75,12 @@ def append(path: Path, data: bytes | memoryview, limit: int) -> None:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return
     _replace(path, _newest(path.read_bytes() + data, limit))
+
+
+def begin(path: Path, data: bytes | memoryview, limit: int) -> None:
+    """Have a file with this and nothing else. Raises OSError as `append` does."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _replace(path, _newest(bytes(data), limit))
 
 
 def _newest(data: bytes, limit: int) -> bytes:

@@ -83,8 +83,21 @@ def test_it_is_for_nobody_else(path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-async def test_a_full_disk_is_told_once_and_nobody_suffers(caplog: pytest.LogCaptureFixture) -> None:
-    log = OutputLog(Path("/dev/full"), inline)
+async def test_a_full_disk_is_told_once_and_what_comes_after_it_has_no_gap(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    (tmp_path / "full").symlink_to("/dev/full")
+    log = OutputLog(tmp_path / "full", inline)
+    with caplog.at_level(logging.WARNING):
+        await log.write(b"lost")
+        await log.write(b"room ")
+        await log.write(b"again")
+    assert [record.message for record in caplog.records] == ["output not kept"]
+    assert kept(log) == b"room again"
+
+
+async def test_a_disk_that_stays_broken_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    log = OutputLog(Path("/proc/nowhere/log"), inline)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             await log.write(b"lost")
