@@ -211,7 +211,7 @@ def test_any_story_ends_with_everything_in_its_place(
 def tell_one(runtime: str, happenings: Happenings) -> None:
     """A story, after which nothing is left: neither on the machine nor in this process."""
     gc.collect()
-    before = os.listdir("/proc/self/fd")
+    before, threads = os.listdir("/proc/self/fd"), drivers_threads()
     directory = Path(tempfile.mkdtemp())
     try:
         trio.run(tell, runtime, happenings, directory)
@@ -219,7 +219,12 @@ def tell_one(runtime: str, happenings: Happenings) -> None:
         shutil.rmtree(directory)
     assert os.listdir("/proc/self/fd") == before
     assert psutil.Process().children() == []
-    assert [thread for thread in threading.enumerate() if thread.name.startswith("sandboxes")] == []
+    assert drivers_threads() <= threads
+
+
+def drivers_threads() -> set[threading.Thread]:
+    """Of all drivers: another test may have one that hangs, as some have."""
+    return {thread for thread in threading.enumerate() if thread.name.startswith("sandboxes")}
 
 
 async def tell(runtime: str, happenings: Happenings, directory: Path) -> None:
