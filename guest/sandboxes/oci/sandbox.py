@@ -70,8 +70,8 @@ class LiveSandbox:
         if self.stopped or self.watch.ended():
             return True
         try:
-            with open(f"/proc/{self.init}/stat", encoding="ascii") as file:
-                flags = int(file.read().rpartition(")")[2].split()[6])  # proc_pid_stat(5)
+            with open(f"/proc/{self.init}/stat", "rb", buffering=0) as file:
+                flags = int(file.read().rpartition(b")")[2].split()[6])  # proc_pid_stat(5)
         except OSError:
             return True
         return bool(flags & _PF_EXITING)
