@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from contextlib import suppress
+from functools import lru_cache
 from importlib import import_module
 from ipaddress import ip_address
 from socket import AF_INET, AF_INET6
@@ -101,9 +102,15 @@ def read_addresses() -> list[str]:
 
 def reachable(addresses: Sequence[str]) -> tuple[str, ...]:
     """The addresses, each once and without its scope, under which another machine might find this one."""
-    plain = dict.fromkeys(address.partition("%")[0] for address in addresses)
-    parsed = map(ip_address, plain)
-    return tuple(str(address) for address in parsed if not (address.is_loopback or address.is_link_local))
+    found = map(_reachable, addresses)
+    return tuple(dict.fromkeys(address for address in found if address is not None))
+
+
+@lru_cache(maxsize=256)  # the same few each time, and taking them apart is a fifth of a look at the machine
+def _reachable(address: str) -> str | None:
+    """An address as text, without its scope; None where no other machine could find this one under it."""
+    parsed = ip_address(address.partition("%")[0])
+    return None if parsed.is_loopback or parsed.is_link_local else str(parsed)
 
 
 @frozen(kw_only=True)
