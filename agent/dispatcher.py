@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import closing, suppress
+from contextlib import suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -178,8 +178,10 @@ class Dispatcher:
             await self._writer.write(_error_frame(frame, error))
             return
         if isinstance(answer, FileReply):
-            with closing(answer.file):
+            try:
                 await self._writer.write_file(route.reply_type, frame.trace_id, answer)
+            finally:
+                answer.file.close()
             _log_done(logging.DEBUG, started)  # one of many, as quick ones are
         else:
             await self._writer.write(answer)

@@ -155,7 +155,7 @@ class SocketTransport:
 
     def _send_from(self, file: OpenFile, sent: int) -> int:
         try:
-            return os.sendfile(self._socket.fileno(), file.descriptor, file.offset + sent, file.length - sent)
+            return os.sendfile(self._descriptor, file.descriptor, file.offset + sent, file.length - sent)
         except BlockingIOError:
             raise
         except OSError:

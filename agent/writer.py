@@ -27,7 +27,8 @@ class FrameWriter:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._lock = trio.Lock()
+        self._busy = False
+        self._waiting = trio.lowlevel.ParkingLot()
         self._writes = 0
         self.broken = False
         """Whether the connection takes no more frames."""
@@ -54,7 +55,7 @@ class FrameWriter:
         Returns:
             How many bytes are written. If that is not all, `finish` must be called before anything else happens.
         """
-        if self._lock.locked():
+        if self._busy:
             return 0
         if self.broken:
             raise _broken()
@@ -91,19 +92,25 @@ class FrameWriter:
 
     async def _begin(self) -> None:
         """Wait for our turn, if anybody has it."""
-        if self._lock.locked():
-            await self._lock.acquire()
-        else:
-            self._lock.acquire_nowait()
+        if self._busy:
+            await self._waiting.park()
+        self._busy = True
         if self.broken:
-            self._lock.release()
+            self._pass_on()
             raise _broken()
 
     def _end(self) -> None:
         """Leave the turn to the next; with half a frame on the wire, end the connection."""
-        self._lock.release()
+        self._pass_on()
         if self.broken:
             self._transport.abort()
+
+    def _pass_on(self) -> None:
+        """Give the turn to who waits longest; nobody else can take it before that task runs."""
+        if self._waiting:
+            self._waiting.unpark()
+        else:
+            self._busy = False
 
 
 def _broken() -> trio.BrokenResourceError:

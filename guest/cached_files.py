@@ -48,7 +48,7 @@ _STATX_MNT_ID_UNIQUE: Final = 0x4000
 _STATX: Final = Struct("=I 24x H 10x Q 96x Q")
 """struct statx(2), as far as it is needed: mask, mode, size, mount id."""
 
-_STATX_SIZE: Final = 256
+_StatxBuffer = ctypes.c_char * 256
 
 
 class _Status(NamedTuple):
@@ -120,7 +120,7 @@ def _open_cached(path: bytes) -> int | None:
 
 def _status(descriptor: int, kind_of_id: int) -> _Status | None:
     """What the kernel has at hand on an open file; None where it does not know that kind of mount id."""
-    buffer = ctypes.create_string_buffer(_STATX_SIZE)
+    buffer = _StatxBuffer()
     flags, mask = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, _STATX_WANTED | kind_of_id
     if _statx()(descriptor, b"", flags, mask, buffer) != 0:
         return None

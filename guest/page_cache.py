@@ -29,6 +29,8 @@ _CACHESTAT_RANGE: Final = Struct("=QQ")
 _CACHESTAT: Final = Struct("=QQQQQ")
 """Numbers of pages: cached, dirty, in writeback, evicted, recently evicted."""
 
+_CachestatBuffer = ctypes.c_char * _CACHESTAT.size
+
 _READ_AHEAD: Final = 1024 * 1024
 """Bytes per read(2), where that takes the place of madvise(2)."""
 
@@ -39,7 +41,7 @@ def is_resident(descriptor: int, offset: int, length: int) -> bool:
     Never waits for storage. A page that is just being read counts, too: whoever asks for it gets it soon.
     """
     first, last = offset // PAGESIZE, (offset + length - 1) // PAGESIZE
-    found = ctypes.create_string_buffer(_CACHESTAT.size)
+    found = _CachestatBuffer()
     if _libc().syscall(_SYS_CACHESTAT, descriptor, _CACHESTAT_RANGE.pack(offset, length), found, 0) != 0:
         return False
     cached: int = _CACHESTAT.unpack(found.raw)[0]
