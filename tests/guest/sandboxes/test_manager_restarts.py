@@ -11,11 +11,22 @@ from trio.testing import wait_all_tasks_blocked
 
 from guest.errors import ConflictError, GuestError
 from guest.sandboxes.model import Command, Spec, State
+from guest.sandboxes.testing import FakeDriver
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
 
     from tests.guest.sandboxes.conftest import FakeAgent
+
+
+class FailsAtTheEnd(FakeDriver):
+    """It has a fault that shows when the agent ends."""
+
+    async def ended(self, sandbox_id: str) -> str:
+        try:
+            return await super().ended(sandbox_id)
+        finally:
+            raise RuntimeError("bug")
 
 
 async def restart(agent: FakeAgent) -> None:
@@ -145,3 +156,16 @@ async def test_what_ends_after_its_agent_did_is_no_news(autojump_clock: MockCloc
         agent.start()
         assert await process.wait() == 137
     assert agent.witness.of("web") == ["created", "ready", "running", "failed"]
+
+
+async def test_an_agent_ends_even_if_its_driver_fails_in_the_same_moment(
+    autojump_clock: MockClock, agent: FakeAgent, caplog: pytest.LogCaptureFixture
+) -> None:
+    await agent.kill()
+    agent.driver = FailsAtTheEnd()
+    agent.start()
+    await agent.create(Spec(id="web"))
+    await restart(agent)
+    assert "sandbox lost" in [record.message for record in caplog.records]
+    assert agent.state("web") == "failed"
+    await agent.manager.remove("web", force=False)
