@@ -130,6 +130,14 @@ def test_the_addresses_of_this_machine_are_those_of_its_routing_table() -> None:
     assert told == {address for address in local if not address.startswith(("127.", "169.254."))}
 
 
+def test_the_ipv6_addresses_of_this_machine_are_those_that_the_kernel_lists() -> None:
+    table = Path("/proc/net/if_inet6")  # not there on a machine without IPv6, which then has no such address
+    lines = table.read_text().splitlines() if table.exists() else []
+    listed = (str(ipaddress.IPv6Address(int(line.split()[0], 16))) for line in lines)
+    found = [address for address in System().info().ip_addresses if ":" in address]
+    assert sorted(found) == sorted(reachable(list(listed)))
+
+
 def test_looking_at_the_machine_runs_no_child_process() -> None:
     forbidden = ("subprocess.Popen", "os.system", "os.fork", "os.forkpty", "os.exec", "os.posix_spawn")
     script = f"""
