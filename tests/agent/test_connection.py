@@ -276,6 +276,15 @@ async def test_streams_run_beside_requests_and_carry_their_trace_ids(stage: Stag
     assert [sandbox_v1.SandboxEvent.FromString(frame.payload).action for frame in frames] == ["b", "a", "c"]
 
 
+async def test_what_comes_right_behind_a_stream_is_handled_after_the_stream_has_begun(stage: Stage) -> None:
+    messages = [(T.SandboxEventsRequest, sandbox_v1.SandboxEventsRequest()), (T.SandboxInspectRequest, hold("next"))]
+    together = b"".join(encode_frame(kind, "", message.SerializeToString()) for kind, message in messages)
+    async with memory_connection(registry=stage.registry) as peer:
+        await peer.stream.send_all(together)
+        await wait_all_tasks_blocked()
+        assert stage.log == ["stream began", "next began"]
+
+
 async def test_two_streams_with_one_trace_id_are_a_conflict(stage: Stage) -> None:
     async with memory_connection(registry=stage.registry) as peer:
         await peer.send(T.SandboxEventsRequest, trace_id="same")

@@ -95,6 +95,21 @@ async def test_pages_that_are_not_in_memory_take_a_thread(
     assert not await takes_thread(files, threads, file)
 
 
+async def test_a_part_of_which_one_page_is_in_memory_takes_a_thread_too(
+    files: Files, threads: trio.CapacityLimiter, file: Path
+) -> None:
+    await read(files, file)
+    with file.open("rb", buffering=0) as opened:
+        os.fsync(opened.fileno())
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        if page_cache.is_resident(opened.fileno(), 0, len(CONTENT)):
+            pytest.skip("the temporary directory is on a file system that keeps all in memory")
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # no page is read ahead
+        opened.read(1)
+    assert not await takes_thread(files, threads, file, 1)
+    assert await takes_thread(files, threads, file)
+
+
 async def test_much_is_read_in_a_thread_for_it_takes_long_to_ask_for(
     files: Files, threads: trio.CapacityLimiter, file: Path
 ) -> None:

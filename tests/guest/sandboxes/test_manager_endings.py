@@ -294,14 +294,16 @@ async def test_a_time_to_live_that_ends_while_the_driver_fails_leaves_the_sandbo
 
 
 async def test_all_sandboxes_are_stopped_at_once_before_the_power_goes(
-    autojump_clock: MockClock, agent: FakeAgent
+    autojump_clock: MockClock, agent: FakeAgent, caplog: pytest.LogCaptureFixture
 ) -> None:
     await agent.create(Spec(id="failed", rootfs="/nowhere"))
     for name in ("stubborn", "other"):
         await agent.create(Spec(id=name, cmd=STUBBORN.argv))
     await agent.create(Spec(id="idle"))
     begun = trio.current_time()
+    caplog.clear()
     await agent.manager.stop_all()
+    assert caplog.records == []
     assert trio.current_time() - begun == 5
     assert {sandbox.id: str(sandbox.state) for sandbox in agent.manager.list()} == {
         "failed": "failed",
