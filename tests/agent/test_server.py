@@ -20,10 +20,19 @@ from agent import server as server_module
 from agent.addresses import UnixAddress
 from agent.listeners import Peer, SocketListener, listen, listen_patiently
 from agent.notify import Notifier
-from agent.server import Server
+from agent.server import Server, build_guest
+from agent.settings import Clock as ClockSettings
+from agent.settings import Disk as DiskSettings
 from agent.settings import Limits, Settings
-from guest.disks import Disks
-from guest.testing import fake_guest
+from agent.settings import Power as PowerSettings
+from agent.settings import Sandbox as SandboxSettings
+from guest.disks import Disks, TrimResult
+from guest.errors import NotSupportedError
+from guest.power import Power
+from guest.sandboxes.manager import SandboxManager
+from guest.sandboxes.model import Limits as SandboxLimits
+from guest.sandboxes.model import Spec
+from guest.testing import FakeClock, FakePowerSwitch, fake_guest
 from handlers import default_registry
 from protocol import ErrorReply, Frame, FrameDecoder, MessageType, encode_frame, sandbox_v1
 
@@ -311,6 +320,85 @@ async def test_a_service_that_crashes_takes_no_connection_down(
     failures = [record for record in caplog.records if record.message == "service failed"]
     assert len(failures) >= 3
     assert {vars(record)["service"] for record in failures} == {"disk trim"}
+
+
+async def test_the_disks_are_trimmed_as_often_as_the_settings_say(path: Path, autojump_clock: MockClock) -> None:
+    class Counting(Disks):
+        async def trim(self) -> tuple[TrimResult, ...]:
+            await trio.lowlevel.checkpoint()
+            times.append(trio.current_time())
+            return ()
+
+    times: list[float] = []
+    server = server_of(path, guest=fake_guest(disks=Counting(mounts=())), disk=DiskSettings(trim_interval=100))
+    async with running(server):
+        begun = trio.current_time()
+        await trio.sleep(350)
+    assert [time - begun for time in times] == pytest.approx([100, 200, 300])
+
+
+async def test_a_shutdown_request_powers_the_machine_off(path: Path) -> None:
+    switch = FakePowerSwitch()
+    async with running(server_of(path, guest=fake_guest(power=Power(switch, sync=lambda: None)))) as agent:
+        host = await agent.connect()
+        await host.send(T.ShutdownRequest, trace_id="off")
+        assert await host.receive() == Frame(T.ShutdownResponse, "off", b"\x08\x01")
+        await switch.touched.wait()
+
+
+# The guest that the settings describe
+
+
+@pytest.mark.parametrize("follows", [True, False])
+def test_the_clock_follows_the_host_if_the_settings_say_so(*, follows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = FakeClock()
+    monkeypatch.setattr(server_module, "SystemClock", lambda: clock)
+    guest = build_guest(Settings(clock=ClockSettings(follow_host=follows)))
+    guest.clock.follow(int(clock.time) + 1000)
+    assert bool(clock.steps) is follows
+
+
+async def test_the_machine_is_powered_off_by_the_switch_of_the_settings_after_its_sandboxes_were_stopped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def stop_all(_manager: SandboxManager) -> None:
+        await trio.lowlevel.checkpoint()
+        assert switch.pressed == []
+        stopped.set()
+
+    switch, stopped = FakePowerSwitch(), trio.Event()
+    monkeypatch.setattr(server_module, "power_switch", {"disabled": None, "auto": switch}.__getitem__)
+    monkeypatch.setattr(SandboxManager, "stop_all", stop_all)
+    sandbox = SandboxSettings(data_dir=str(tmp_path))
+    with pytest.raises(NotSupportedError):
+        build_guest(Settings(power=PowerSettings(off="disabled"), sandbox=sandbox)).power.check()
+    power = build_guest(Settings(sandbox=sandbox)).power
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(power.run)
+        power.begin(10)
+        await switch.touched.wait()
+        nursery.cancel_scope.cancel()
+    assert stopped.is_set()
+
+
+async def test_the_mounts_of_the_settings_are_trimmed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("guest.disks.mounted_devices", lambda _mountinfo: {"/a": "1:1", "/b": "1:2"})
+    guest = build_guest(Settings(disk=DiskSettings(trim_mounts=("/b", "/c"))))
+    assert [result.mount for result in await guest.disks.trim()] == ["/b"]
+
+
+async def test_sandboxes_are_as_the_settings_say(tmp_path: Path) -> None:
+    rootfs = tmp_path / "rootfs"
+    settings = SandboxSettings(
+        data_dir=str(tmp_path / "data"), rootfs=str(rootfs), default_vcpus=3, default_memory_mib=77
+    )
+    sandboxes = build_guest(Settings(sandbox=settings)).sandboxes
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sandboxes.run)
+        sandbox = await sandboxes.create(Spec(id="web"))
+        nursery.cancel_scope.cancel()
+    assert (sandbox.spec.rootfs, sandbox.spec.limits) == (str(rootfs), SandboxLimits(vcpus=3, memory_mib=77))
+    assert (tmp_path / "data" / "records" / "web.json").exists()
 
 
 # Stopping
