@@ -37,6 +37,8 @@ PATIENCE: Final = 60.0
 _BETWEEN_RECORDS: Final = 1.0
 """Seconds for which a sandbox that stays usable is not recorded again: many things may run in it for a moment each."""
 
+_EXPIRED_AGAIN: Final = 60.0
+"""Seconds after which it is tried again to remove a sandbox whose time is up, where that has failed."""
 
 _LAST_RECORD: Final = 2.0
 """Seconds that the last record may take when the agent ends."""
@@ -288,10 +290,12 @@ class Life:
         if not ttl:
             return
         await trio.sleep(max(0.0, self.sandbox.created_at + ttl - self._now()))
-        try:
-            await self.remove(force=True)
-        except GuestError as error:
-            log.warning("expired sandbox not removed", extra={"sandbox": self.id, "reason": str(error)})
+        while True:  # until it is removed: that ends this task
+            try:
+                await self.remove(force=True)
+            except GuestError as error:
+                log.warning("expired sandbox not removed", extra={"sandbox": self.id, "reason": str(error)})
+            await trio.sleep(_EXPIRED_AGAIN)
 
     async def _keep_record(self) -> None:
         """Write the record after every change, or after several: nobody waits for the disk."""

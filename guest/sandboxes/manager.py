@@ -23,6 +23,7 @@ from guest.errors import (
 from guest.sandboxes import states
 from guest.sandboxes.life import PATIENCE, Life
 from guest.sandboxes.model import Limits, Sandbox, Spec, State
+from guest.sandboxes.outcome import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -95,9 +96,9 @@ class SandboxManager:
     _nursery: trio.Nursery | None = field(init=False, default=None)
     """Where they are lived; None while `run` does not run, or has not yet read the records."""
 
-    _loaded: trio.Event = field(init=False, factory=trio.Event)
-    _swept: trio.Event = field(init=False, factory=trio.Event)
-    """Set when it is known what a former agent left on the machine."""
+    _loaded: Outcome = field(init=False, factory=Outcome)
+    _swept: Outcome = field(init=False, factory=Outcome)
+    """Settled when it is known what a former agent left on the machine."""
 
     async def run(self) -> None:
         """Be the service behind all the other methods, until cancelled."""
@@ -111,7 +112,7 @@ class SandboxManager:
                     self._nursery = None  # before it closes, and turns who starts something there into an error
         finally:
             self._lives.clear()
-            self._loaded, self._swept = trio.Event(), trio.Event()
+            self._close()
             with trio.move_on_after(_CLOSING_PATIENCE, shield=True):
                 await self._driver.close()
 
@@ -271,9 +272,16 @@ class SandboxManager:
     async def _open(self) -> None:
         for sandbox in await self._records.load():
             self._take_over(sandbox)
-        self._loaded.set()
+        self._loaded.settle()
         await self._sweep()
-        self._swept.set()
+        self._swept.settle()
+
+    def _close(self) -> None:
+        """Refuse whoever waits for `run` to get further than it did, and have others wait for the next one."""
+        ending = UnavailableError("sandboxes are not available: the agent is ending, or its log says why")
+        for opened in (self._loaded, self._swept):
+            opened.settle(ending)
+        self._loaded, self._swept = Outcome(), Outcome()
 
     def _take_over(self, sandbox: Sandbox) -> None:
         """Go on with a record. This is where a sandbox that still runs will be adopted."""
@@ -303,18 +311,18 @@ class SandboxManager:
         return ()
 
     def _check_loaded(self) -> None:
-        if not self._loaded.is_set():
+        if not self._loaded.settled:
             raise UnavailableError("the agent is still reading its records: try again in a moment")
 
     def _now(self) -> float:
         return self._now_ns() / 1e9
 
 
-async def _wait_for(event: trio.Event) -> None:
-    if event.is_set():
+async def _wait_for(opened: Outcome) -> None:
+    if opened.settled:
         return
     with trio.move_on_after(_OPENING_PATIENCE):
-        await event.wait()
+        await opened.wait()
         return
     raise UnavailableError("sandboxes are not available: the agent is not ready for them yet, or its log says why")
 

@@ -18,6 +18,10 @@ class Outcome:
     _settled: trio.Event = field(init=False, factory=trio.Event)
     _error: GuestError | None = field(init=False, default=None)
 
+    @property
+    def settled(self) -> bool:
+        return self._settled.is_set()
+
     def settle(self, error: GuestError | None = None) -> None:
         """Let everybody go on; only the first time counts."""
         if not self._settled.is_set():

@@ -236,6 +236,26 @@ async def test_requests_wait_for_a_service_that_is_just_starting(
     nursery.cancel_scope.cancel()
 
 
+async def test_requests_that_wait_for_a_service_that_ends_are_refused_at_once(
+    autojump_clock: MockClock, records: Records
+) -> None:
+    driver = FakeDriver(faults={"existing": trio.Event()})
+    manager = SandboxManager(driver, records, EventHub(), Defaults(rootfs=ROOTFS))
+
+    async def create() -> None:
+        with pytest.raises(UnavailableError, match="the agent is ending"):
+            await manager.create(Spec(id="web"))
+
+    begun = trio.current_time()
+    async with trio.open_nursery() as waiting, trio.open_nursery() as service:
+        service.start_soon(manager.run)
+        await wait_all_tasks_blocked()
+        waiting.start_soon(create)
+        await wait_all_tasks_blocked()
+        service.cancel_scope.cancel()
+    assert trio.current_time() == begun
+
+
 async def test_requests_to_a_service_that_does_not_run_are_refused_after_a_while(
     autojump_clock: MockClock, records: Records
 ) -> None:

@@ -281,7 +281,7 @@ async def test_processes_that_can_not_be_asked_to_end_are_killed(
         await agent.manager.remove("web", force=False)
 
 
-async def test_a_time_to_live_that_ends_while_the_driver_fails_leaves_the_sandbox_to_be_removed_by_hand(
+async def test_a_time_to_live_that_ends_while_the_driver_fails_is_tried_again_until_the_sandbox_is_gone(
     autojump_clock: MockClock, agent: FakeAgent, caplog: pytest.LogCaptureFixture
 ) -> None:
     agent.driver.faults["destroy"] = GuestError("busy")
@@ -289,8 +289,23 @@ async def test_a_time_to_live_that_ends_while_the_driver_fails_leaves_the_sandbo
     await trio.sleep(6)
     assert agent.state("web") == "failed"
     assert "expired sandbox not removed" in [record.message for record in caplog.records]
+    await trio.sleep(60)
+    assert [record.message for record in caplog.records].count("expired sandbox not removed") == 2
+    del agent.driver.faults["destroy"]
+    await trio.sleep(60)
+    assert agent.manager.list() == []
+    assert agent.driver.sandboxes == {}
+
+
+async def test_an_expired_sandbox_that_could_not_be_removed_can_be_by_hand(
+    autojump_clock: MockClock, agent: FakeAgent
+) -> None:
+    agent.driver.faults["destroy"] = GuestError("busy")
+    await agent.create(Spec(id="web", ttl=5))
+    await trio.sleep(6)
     del agent.driver.faults["destroy"]
     await agent.manager.remove("web", force=False)
+    assert agent.manager.list() == []
 
 
 async def test_all_sandboxes_are_stopped_at_once_before_the_power_goes(
