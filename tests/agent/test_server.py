@@ -26,6 +26,7 @@ from agent.settings import Disk as DiskSettings
 from agent.settings import Limits, Settings
 from agent.settings import Power as PowerSettings
 from agent.settings import Sandbox as SandboxSettings
+from agent.settings import Vsock as VsockSettings
 from guest.disks import Disks, TrimResult
 from guest.errors import NotSupportedError
 from guest.power import Power
@@ -344,6 +345,17 @@ async def test_a_shutdown_request_powers_the_machine_off(path: Path) -> None:
         await host.send(T.ShutdownRequest, trace_id="off")
         assert await host.receive() == Frame(T.ShutdownResponse, "off", b"\x08\x01")
         await switch.touched.wait()
+
+
+async def test_the_cids_that_are_served_are_those_of_the_settings(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def guarded(listener: SocketListener, allowed: Sequence[int]) -> SocketListener:
+        asked.append(allowed)
+        return listener
+
+    asked: list[Sequence[int]] = []
+    monkeypatch.setattr(server_module, "guarded", guarded)
+    async with running(server_of(path, vsock=VsockSettings(allowed_cids=(2, 7)))):
+        assert asked == [(2, 7)]
 
 
 # The guest that the settings describe

@@ -378,6 +378,22 @@ async def test_a_process_is_told_when_its_window_changes(boxes: Boxes, world: Wo
         await _until(process, b"43 132")
 
 
+async def test_processes_that_have_ended_leave_no_cgroup_in_a_sandbox_that_goes_on(boxes: Boxes, world: World) -> None:
+    def left() -> list[str]:
+        return [path.name for path in world.driver._live["box"].cgroups.processes.iterdir() if path.is_dir()]
+
+    box = await boxes()
+    for _ in range(3):
+        await box.run("true")
+    assert left() == []
+    await box.sh("sleep 1000 >/dev/null 2>&1 & true")
+    assert len(left()) == 1
+    await box.run("killall", "sleep")
+    await world.driver.idle("box")
+    await box.run("true")
+    assert left() == []
+
+
 async def test_orphans_are_reaped(boxes: Boxes, world: World) -> None:
     box = await boxes()
     await box.sh("for i in 1 2 3 4 5; do (sleep 0 &) ; done >/dev/null 2>&1")

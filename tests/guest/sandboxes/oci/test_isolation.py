@@ -87,6 +87,15 @@ async def test_root_has_the_capabilities_that_docker_gives_and_no_way_to_more(bo
     assert status["Seccomp"] == "2"
 
 
+async def test_nothing_of_sys_can_be_written(boxes: Boxes) -> None:
+    options = (await (await boxes()).sh("grep ' /sys ' /proc/mounts | cut -d ' ' -f 4")).text
+    assert {"ro", "nosuid", "noexec", "nodev"} <= set(options.strip().split(","))
+
+
+async def test_a_crash_leaves_no_core_file(boxes: Boxes) -> None:
+    assert (await (await boxes()).sh("ulimit -c; ulimit -H -c")).text.split() == ["0", "0"]
+
+
 async def test_other_users_have_no_capability(boxes: Boxes) -> None:
     status = await _status(await boxes(), user="nobody")
     assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == int(status["CapAmb"], 16) == 0

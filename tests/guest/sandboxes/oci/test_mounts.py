@@ -10,10 +10,11 @@ import pytest
 
 from guest.errors import GuestError, InvalidArgumentError
 from guest.sandboxes.busybox import build
-from guest.sandboxes.model import BindMount
+from guest.sandboxes.model import BindMount, Limits, Spec
+from tests.guest.sandboxes.oci.conftest import Box
 
 if TYPE_CHECKING:
-    from tests.guest.sandboxes.oci.conftest import Boxes
+    from tests.guest.sandboxes.oci.conftest import Boxes, World
 
 
 @pytest.fixture
@@ -161,6 +162,14 @@ async def test_odd_names_are_only_names(boxes: Boxes, tmp_path: Path, name: str)
     (tmp_path / name / "file").write_text("here")
     box = await boxes(mounts=bind(tmp_path / name, f"/mnt/{name}"))
     assert (await box.run("cat", f"/mnt/{name}/file")).text == "here"
+
+
+async def test_the_directory_of_all_sandboxes_may_have_an_odd_name(world: World, tmp_path: Path) -> None:
+    world.driver.data_dir = tmp_path / "a:b,c\\d e"
+    await world.driver.create(Spec(id="box", rootfs=world.rootfs, limits=Limits(vcpus=1, memory_mib=64)))
+    assert (await Box(world.driver, "box").run("echo", "here")).text == "here\n"
+    await world.driver.destroy("box")
+    assert world.leftovers() == []
 
 
 async def test_a_name_that_is_too_long_is_an_error(boxes: Boxes, shared: Path) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from guest.errors import InvalidArgumentError
+from guest.sandboxes.model import TerminalSize
 
 if TYPE_CHECKING:
     from tests.guest.sandboxes.oci.conftest import Boxes
@@ -34,6 +35,19 @@ async def ids(boxes: Boxes, user: str) -> str:
 )
 async def test_a_user_is_what_the_sandboxs_own_files_say(boxes: Boxes, user: str, expected: str) -> None:
     assert await ids(boxes, user) == expected
+
+
+async def test_others_may_read_what_a_process_makes(boxes: Boxes) -> None:
+    box = await boxes()
+    assert (await box.sh("umask")).text == "0022\n"
+    assert (await box.sh("umask", user="nobody")).text == "0022\n"
+
+
+async def test_a_terminal_has_a_type_that_programs_know(boxes: Boxes) -> None:
+    box = await boxes(env={"TERM": "dumb"})
+    plain = await boxes("plain")
+    assert (await plain.sh("echo $TERM", terminal=TerminalSize())).text == "xterm-256color\r\n"
+    assert (await box.sh("echo $TERM", terminal=TerminalSize())).text == "dumb\r\n"
 
 
 @pytest.mark.parametrize("user", ["ghost", ":", "root:", ":0", "root:ghost", "-1", "4294967295", "9" * 30, "1.5", "٣"])
