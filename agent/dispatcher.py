@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from protocol import EXCHANGES, ErrorReply, MessageType, encode_frame
 from protocol.errors import ErrorCode, RemoteProtocolError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from google.protobuf.message import Message
 
@@ -54,11 +55,19 @@ class Dispatcher:
     _activity: Activity
     """Of the task that calls `run`."""
 
+    _routes: Mapping[int, Route] = field(init=False)
+    _times_quick: bool = field(init=False, factory=partial(log.isEnabledFor, logging.DEBUG))
+    """Whether the log wants to know of quick requests: asked once, since there are so many."""
+
     _overtakable: set[str] = field(init=False, factory=set)
     """The trace ids of the slow commands that run beside the others."""
 
     _dropped_for: str | None = field(init=False, default=None)
     """The trace id of the input that was dropped last."""
+
+    @_routes.default
+    def _routes_of_registry(self) -> Mapping[int, Route]:
+        return self._registry.routes
 
     async def run(self, batches: trio.MemoryReceiveChannel[list[Frame]]) -> None:
         """Answer all that comes through the channel, until the reader closes it."""
@@ -97,16 +106,15 @@ class Dispatcher:
         if len(batch) != 1:
             return None
         frame = batch[0]
-        route = self._registry.routes.get(frame.type)
+        route = self._routes.get(frame.type)
         if route is None or (command := route.quick) is None:
             return None
         return self._answer_quick(command, route, frame)
 
     async def _answer(self, batch: list[Frame]) -> None:
-        routes = self._registry.routes
         replies: list[bytes] = []
         for frame in batch:
-            route = routes.get(frame.type)
+            route = self._routes.get(frame.type)
             if route is not None and (command := route.quick) is not None:
                 replies.append(self._answer_quick(command, route, frame))
                 if len(replies) == _REPLIES_PER_WRITE:
@@ -127,7 +135,7 @@ class Dispatcher:
 
     def _answer_quick(self, command: type[QuickCommand[Any]], route: Route, frame: Frame) -> bytes:
         self._activity.request = frame
-        started = perf_counter() if log.isEnabledFor(logging.DEBUG) else None
+        started = perf_counter() if self._times_quick else None
         try:
             answer = _encode(route, frame, command(route.parse(frame.payload))(self._context))
         except Exception as error:  # noqa: BLE001  whatever a handler raises ends its request, not the connection

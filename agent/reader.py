@@ -83,9 +83,10 @@ class FrameReader:
         if data is None:
             return False
         frames = self._decoder.feed(data)
-        self.lent = self._decoder.is_between_frames and data != b""
-        if not frames:
+        if not frames:  # no more will come, or a frame is only half there
+            self.lent = False
             return False
+        self.lent = self._decoder.is_between_frames
         if self._faith < _FAITH:
             self._faith += _FAITH_REGAINED
         self._batches.send_nowait(frames)

@@ -106,6 +106,8 @@ class Transport(Protocol):
 class SocketTransport:
     """A connected stream socket, which it owns."""
 
+    __slots__ = ("_asked", "_descriptor", "_socket")  # with many connections their memory is never in the cache
+
     def __init__(self, connected: socket.socket) -> None:
         connected.setblocking(False)
         self._socket = connected

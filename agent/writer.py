@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import trio
+from attrs import define, field
 
 from protocol import encode_header
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _WRITES_BETWEEN_CHECKPOINTS = 64
 
 
+@define(eq=False)
 class FrameWriter:
     """Writes frames to a transport. Tasks that find it busy wait in line, and so feel a slow peer.
 
@@ -25,13 +27,13 @@ class FrameWriter:
     from the rest of the broken frame.
     """
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-        self._busy = False
-        self._waiting = trio.lowlevel.ParkingLot()
-        self._writes = 0
-        self.broken = False
-        """Whether the connection takes no more frames."""
+    _transport: Transport
+    broken: bool = field(init=False, default=False)
+    """Whether the connection takes no more frames."""
+
+    _busy: bool = field(init=False, default=False)
+    _waiting: trio.lowlevel.ParkingLot = field(init=False, factory=trio.lowlevel.ParkingLot)
+    _writes: int = field(init=False, default=0)
 
     async def write(self, *parts: Buffer) -> None:
         """Write whole frames, given in as many parts as is convenient.

@@ -10,9 +10,12 @@ payload; length 5 has one byte left, too short for a trace field, which is the p
 
 from __future__ import annotations
 
+from functools import partial
 from struct import Struct
 from struct import error as StructError  # noqa: N812  its own name says nothing
 from typing import NamedTuple
+
+from attrs import define, field
 
 from protocol.errors import FrameError, FrameTooLargeError, LocalProtocolError, MalformedFrameError
 
@@ -21,7 +24,8 @@ Buffer = bytes | bytearray | memoryview
 _HEADER = Struct(">IIH")
 _LENGTH_SIZE = 4
 _TYPE_SIZE = 4
-_FIXED_SIZE = _HEADER.size - _LENGTH_SIZE  # what `length` counts besides the trace id and the payload
+_HEADER_SIZE = _HEADER.size
+_FIXED_SIZE = _HEADER_SIZE - _LENGTH_SIZE  # what `length` counts besides the trace id and the payload
 
 MAX_TRACE_ID = 0xFFFF
 """Bytes of UTF-8 that the trace field can hold."""
@@ -45,6 +49,13 @@ class Frame(NamedTuple):
     payload: bytes
 
 
+_make_frame = partial(tuple.__new__, Frame)
+"""What `Frame._make` does, without a call into Python."""
+
+_unpack_header = _HEADER.unpack_from
+
+
+@define(eq=False)
 class FrameDecoder:
     """Turns a byte stream, cut anywhere, into frames.
 
@@ -54,22 +65,21 @@ class FrameDecoder:
     four bytes are there.
     """
 
-    def __init__(self, max_frame: int = DEFAULT_MAX_FRAME) -> None:
-        """`max_frame` is the largest value, in bytes, that the length field may have."""
-        self._max_frame = max_frame
-        self._partial = bytearray()
-        self._needed = 0
-        self.fault: FrameError | None = None
+    _max_frame: int = DEFAULT_MAX_FRAME
+    """The largest value, in bytes, that the length field may have."""
+
+    fault: FrameError | None = field(init=False, default=None)
+
+    is_between_frames: bool = field(init=False, default=True)
+    """Whether the next byte, if it may come, begins a frame: there was no fault, and nothing is half there."""
+
+    _partial: bytearray = field(init=False, factory=bytearray)
+    _needed: int = field(init=False, default=0)
 
     @property
     def has_partial(self) -> bool:
         """Whether a frame was begun that is not whole yet."""
         return bool(self._partial)
-
-    @property
-    def is_between_frames(self) -> bool:
-        """Whether the next byte, if it may come, begins a frame: there was no fault, and nothing is half there."""
-        return not self._partial and self.fault is None
 
     def feed(self, data: Buffer) -> list[Frame]:
         """Take the next bytes of the stream and return the frames that they complete, in order.
@@ -77,39 +87,45 @@ class FrameDecoder:
         Raises:
             FrameError: an earlier call met a fault.
         """
-        if self.fault is not None:
-            raise self.fault
-        if self._partial:
-            self._partial += data
-            if len(self._partial) < self._needed:
-                return []
-            data, self._partial = memoryview(self._partial), bytearray()
+        data = bytes(data) if self.is_between_frames else self._resume(data)
         frames: list[Frame] = []
         position, end = 0, len(data)
-        max_frame, unpack_header, make_frame = self._max_frame, _HEADER.unpack_from, Frame._make
-        while position < end:
-            if position + _HEADER.size <= end:
-                length, message_type, trace_size = unpack_header(data, position)
-                trace_start = position + _HEADER.size
-                payload_start = trace_start + trace_size
+        last_header = end - _HEADER_SIZE
+        while True:
+            while position <= last_header:
+                length, message_type, trace_size = _unpack_header(data, position)
+                payload_start = position + _HEADER_SIZE + trace_size
                 frame_end = position + _LENGTH_SIZE + length
-                if _FIXED_SIZE <= length <= max_frame and payload_start <= frame_end <= end:
-                    try:
-                        trace_id = str(data[trace_start:payload_start], "utf-8")
-                    except UnicodeDecodeError:
-                        trace_id = ""
-                    payload = bytes(data[payload_start:frame_end])
-                    frames.append(make_frame((message_type, trace_id, payload)))
-                    position = frame_end
-                    continue
-            short_form = self._judge(bytes(data[position : position + _HEADER.size]), end - position)
+                if not payload_start <= frame_end <= end or length > self._max_frame:
+                    break
+                try:
+                    trace_id = data[position + _HEADER_SIZE : payload_start].decode()
+                except UnicodeDecodeError:
+                    trace_id = ""
+                frames.append(_make_frame((message_type, trace_id, data[payload_start:frame_end])))
+                position = frame_end
+            if position == end:
+                return frames
+            short_form = self._judge(data[position : position + _HEADER_SIZE], end - position)
             if short_form is None:
                 break
             frames.append(short_form)
             position += _LENGTH_SIZE + _TYPE_SIZE + len(short_form.payload)
-        if position < end and self.fault is None:
+        self.is_between_frames = False
+        if self.fault is None:
             self._partial += data[position:]
         return frames
+
+    def _resume(self, data: Buffer) -> bytes:
+        """Add to what is there of a frame; all of that, if it pays to look at it now, and else nothing."""
+        if self.fault is not None:
+            raise self.fault
+        self._partial += data
+        if len(self._partial) < self._needed:
+            return b""
+        begun, self._partial = bytes(self._partial), bytearray()
+        self.is_between_frames = True
+        return begun
 
     def _judge(self, head: bytes, available: int) -> Frame | None:
         """Say what it is that is no whole frame in its full form.
@@ -135,8 +151,8 @@ class FrameDecoder:
             if available >= self._needed:
                 message_type = int.from_bytes(head[_LENGTH_SIZE : _LENGTH_SIZE + _TYPE_SIZE])
                 return Frame(message_type, "", head[_LENGTH_SIZE + _TYPE_SIZE : self._needed])
-        elif available < _HEADER.size:  # a trace length is judged as soon as it is there
-            self._needed = _HEADER.size
+        elif available < _HEADER_SIZE:  # a trace length is judged as soon as it is there
+            self._needed = _HEADER_SIZE
         else:
             trace_size = int.from_bytes(head[_LENGTH_SIZE + _TYPE_SIZE :])
             if trace_size > length - _FIXED_SIZE:
