@@ -374,6 +374,25 @@ async def test_input_for_a_session_that_ends_meanwhile_is_dropped(stage: Stage) 
         assert (await peer.receive()).trace_id == "behind"
 
 
+# The log
+
+
+@pytest.mark.parametrize(("level", "logged"), [("DEBUG", ["DEBUG", "INFO"]), ("INFO", ["INFO"])])
+async def test_quick_requests_are_logged_for_who_debugs_and_others_always(
+    level: str, logged: list[str], stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(level)
+    stage.gate("it").set()
+    async with memory_connection(registry=stage.registry) as peer:
+        await ping(peer)
+        await receive_pong(peer)
+        await peer.send(T.SandboxInspectRequest, hold("it"))
+        await peer.receive()
+    answered = [record for record in caplog.records if record.message == "request answered"]
+    assert [record.levelname for record in answered] == logged
+    assert all(vars(record)["duration_ms"] >= 0 for record in answered)
+
+
 # How it ends
 
 
