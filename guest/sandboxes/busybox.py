@@ -51,22 +51,21 @@ def build(target: Path, busybox: Path | None = None) -> None:
     """Make a root file system at `target`; what it ends with says which kind.
 
     Args:
-        target: a directory, or an image file: `.ext4`, `.squashfs` or `.erofs`. It must not exist.
+        target: a directory, or an image file: `.ext4`, `.squashfs` or `.erofs`. It must not exist; what it is to be put
+            in need not, either.
         busybox: the program, linked statically; by default that of the path.
 
     Raises:
         ConflictError: the target exists.
-        InvalidArgumentError: there is no directory to put it in, or busybox is not linked statically: it would not run
-            where its libraries are not.
+        InvalidArgumentError: busybox is not linked statically: it would not run where its libraries are not.
         UnavailableError: a program that this takes is not installed.
         GuestError: one of them failed.
     """
     if os.path.lexists(target):
         raise ConflictError(f"{target} exists already")
-    if not target.absolute().parent.is_dir():
-        raise InvalidArgumentError(f"there is no directory {target.absolute().parent}")
     program = busybox or Path(_program("busybox", "busybox-static"))
     applets = _applets(program)
+    target.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".rootfs-", dir=target.absolute().parent) as scratch:
         tree = Path(scratch, "tree")
         _populate(tree, program, applets)

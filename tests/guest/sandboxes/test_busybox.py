@@ -74,9 +74,9 @@ def test_what_exists_is_not_touched(tmp_path: Path) -> None:
         build(target)
 
 
-def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgumentError, match=f"there is no directory {tmp_path}/nowhere"):
-        build(tmp_path / "nowhere" / "tree")
+def test_the_directory_that_it_is_put_in_is_made_where_there_is_none(tmp_path: Path) -> None:
+    build(tmp_path / "lib" / "arcbox" / "tree")
+    assert (tmp_path / "lib" / "arcbox" / "tree" / "bin" / "sh").is_symlink()
 
 
 def test_a_busybox_that_needs_libraries_is_refused(tmp_path: Path) -> None:

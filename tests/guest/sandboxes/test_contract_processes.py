@@ -36,6 +36,14 @@ async def everything(output: Output) -> bytes:
     return bytes(data)
 
 
+async def line(output: Output) -> bytes:
+    """What a terminal shows up to the end of a line, which it may show by itself."""
+    data = b""
+    while not data.endswith(b"\n") and (piece := await output.receive()):
+        data += piece
+    return data
+
+
 async def result(driver: Driver, command: Command) -> tuple[bytes, bytes, int]:
     """What a command writes to stdout and stderr, and its exit code."""
     async with driver.process("contract", command) as process:
@@ -235,7 +243,7 @@ async def test_a_terminal_has_a_size_that_can_change(sandbox: Driver) -> None:
     command = evolve(shell("stty size; read line; stty size"), terminal=TerminalSize(columns=132, rows=50))
     async with sandbox.process("contract", command) as process:
         assert process.stderr is None
-        assert bytes(await process.stdout.receive()) == b"50 132\r\n"
+        assert await line(process.stdout) == b"50 132\r\n"
         process.resize(TerminalSize(columns=90, rows=30))
         await process.send_stdin(b"\n")
         assert (await everything(process.stdout)).endswith(b"30 90\r\n")
