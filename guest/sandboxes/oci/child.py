@@ -110,9 +110,15 @@ class Child:
         return self._process.poll() is not None
 
     async def wait(self) -> int:
-        """Wait for its end; its exit code, or 128 + n when signal n killed it. Any number may wait."""
-        if not self.ended():
+        """Wait for its end; its exit code, or 128 + n when signal n killed it. Any number may wait.
+
+        Raises:
+            trio.ClosedResourceError: it was closed, and could not be killed.
+        """
+        with suppress(trio.ClosedResourceError):  # it has ended in the moment in which it was closed, as a rule
             await self._pidfd.wait()
+        if not self.ended():
+            raise trio.ClosedResourceError("the process can't be killed, and is left to itself")
         returncode = self._process.wait()
         return SIGNALLED - returncode if returncode < 0 else returncode
 
