@@ -39,8 +39,8 @@ def use(world: World, path: str) -> None:
     called.path, called._sealed = path, None
 
 
-@pytest.fixture
-def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def lose_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With runtimes; not before what a good one has to do is done, on whatever machine."""
     monkeypatch.setattr(runtime, "_CREATING", 0.3)
     monkeypatch.setattr(clients, "_STARTING", 0.3)
     monkeypatch.setattr(terminals, "_PATIENCE", 0.3)
@@ -71,10 +71,10 @@ async def test_a_runtime_that_fails_to_create_is_an_error_and_nothing_is_left(
     assert world.leftovers() == []
 
 
-@pytest.mark.usefixtures("short_patience")
 async def test_a_runtime_that_hangs_while_it_creates_is_ended_with_all_its_children(
-    boxes: Boxes, world: World, tmp_path: Path
+    boxes: Boxes, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    lose_patience(monkeypatch)
     use(world, program(tmp_path / "bad", "sleep 1000 & setsid sleep 1000 & wait"))
     with pytest.raises(TimedOutError, match="did not end in"):
         await boxes()
@@ -91,12 +91,12 @@ async def test_a_creation_that_hangs_can_be_cancelled(boxes: Boxes, world: World
     assert world.leftovers() == []
 
 
-@pytest.mark.usefixtures("short_patience")
 @pytest.mark.parametrize("terminal", [None, TerminalSize()])
 async def test_a_runtime_that_hangs_while_it_starts_a_process_is_an_error(
-    boxes: Boxes, world: World, tmp_path: Path, terminal: TerminalSize | None
+    boxes: Boxes, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: TerminalSize | None
 ) -> None:
     await boxes()
+    lose_patience(monkeypatch)
     use(world, program(tmp_path / "bad", "sleep 1000 & setsid sleep 1000 & wait"))
     with pytest.raises(TimedOutError, match="did not"):
         async with world.driver.process("box", Command(argv=("true",), terminal=terminal)) as process:
