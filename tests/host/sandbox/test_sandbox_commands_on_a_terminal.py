@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import termios
 from contextlib import suppress
@@ -206,6 +207,18 @@ async def test_ls_on_a_terminal_is_a_table(cli: Cli) -> None:
         await terminal.until_shown("╰".encode())
         assert "╭" in terminal.shown.decode()
         assert "[red]=x" in terminal.shown.decode()
+
+
+async def test_ls_on_a_terminal_keeps_ids_whole_and_leaves_out_columns_in_which_there_is_nothing(cli: Cli) -> None:
+    name = "a928feb2-47b6-4086-aa22-822367984ed8"
+    one = sandbox_v1.SandboxSummary(id=name, state="ready", labels={"a-label": "of-many-letters" * 4})
+    cli.serve({T.SandboxListRequest: lambda _: sandbox_v1.ListSandboxesResponse(sandboxes=[one])})
+    async with cli.on_a_terminal("ls", columns=80) as terminal:
+        await terminal.until_shown("╯".encode())
+    lines = re.sub(r"\x1b\[[\d;]*m", "", terminal.shown.decode()).splitlines()
+    assert name in lines[3]
+    assert re.findall(r"[A-Z]+", lines[1]) == ["ID", "STATE", "AGE", "LABELS"]
+    assert {len(line) for line in lines} == {80}
 
 
 async def test_a_spinner_turns_while_a_sandbox_starts_and_leaves_only_the_id(cli: Cli) -> None:
