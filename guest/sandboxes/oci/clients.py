@@ -126,11 +126,16 @@ class Client:
             await self.child.wait()
         if not self.child.ended() and not self._order.started():
             self.group.kill()
-            raise TimedOutError("the OCI runtime did not start the process in time")
+            if not self.sandbox_is_ending():
+                raise TimedOutError("the OCI runtime did not start the process in time")
         exit_code = await self.child.wait()
-        if exit_code in _FAILURES and self._order.sandbox_is_ending():
+        if exit_code in _FAILURES and self.sandbox_is_ending():
             return KILLED  # the sandbox's end kills all that is in it; the client was too late to see that
         return exit_code
+
+    def sandbox_is_ending(self) -> bool:
+        """Whether that may be why something failed."""
+        return self._order.sandbox_is_ending()
 
     def kill(self) -> None:
         """Kill the process's whole tree unless the process has ended."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from guest.sandboxes.model import Command, Spec
     from guest.sandboxes.oci.cgroups import ProcessGroup, SandboxCgroups
     from guest.sandboxes.oci.child import PidFd
+    from guest.sandboxes.oci.clients import Client
     from guest.sandboxes.oci.namespace import MountNamespace
     from guest.sandboxes.oci.runtime import Runtime
 
@@ -165,16 +166,29 @@ async def _begun(started: Started) -> AsyncIterator[Process]:
     client = started.client
     if isinstance(started, PipedClient):
         async with processes.piped(started) as piped:
-            await client.tell()
+            with _explained(client):
+                await client.tell()
             yield piped
         return
     try:
-        await client.tell()
-        master = await started.receive()
+        with _explained(client):
+            await client.tell()
+            master = await started.receive()
     finally:
         started.close()
     async with processes.with_terminal(client, master) as terminal:
         yield terminal
+
+
+@contextmanager
+def _explained(client: Client) -> Iterator[None]:
+    """Blame the end of the sandbox for what it causes."""
+    try:
+        yield
+    except GuestError as error:
+        if client.sandbox_is_ending():
+            raise UnavailableError("the sandbox ended while the process was started in it") from error
+        raise
 
 
 def _check_directory(root: int, path: str) -> None:
