@@ -1,4 +1,4 @@
-"""From exec to the first pong, against an interpreter that does nothing."""
+"""From exec to the first pong, against an interpreter that does nothing, or loads what any agent of Trio's loads."""
 
 from __future__ import annotations
 
@@ -20,19 +20,24 @@ if TYPE_CHECKING:
     from bench.stage import Stage
 
 _NOTHING = "python -c pass"
+_TRIO = "python -c 'import trio'"
 
 
 def measure(stage: Stage) -> list[Figure]:
     """The agent says by itself when it is ready: nothing polls for it, so nothing slows it down."""
     contenders: dict[str, Callable[[], float]] = {
         "agent": partial(_to_first_pong, stage),
-        _NOTHING: _to_the_end_of_nothing,
+        _NOTHING: partial(_to_the_end_of, "pass"),
+        _TRIO: partial(_to_the_end_of, "import trio"),
     }
     for warm_up in contenders.values():
         warm_up()
     samples = {name: taken.scaled(1e3) for name, taken in interleave(contenders, stage.rounds).items()}
-    target = Target("value", "≤", 250)
-    return [compare("exec to first pong", "ms", samples["agent"], samples[_NOTHING], target)]
+    name, target = "exec to first pong", Target("value", "≤", 250)
+    return [
+        compare(name, "ms", samples["agent"], samples[_NOTHING], target),
+        compare(name, "ms", samples["agent"], samples[_TRIO]),
+    ]
 
 
 def _to_first_pong(stage: Stage) -> float:
@@ -43,7 +48,7 @@ def _to_first_pong(stage: Stage) -> float:
         return time.perf_counter() - start
 
 
-def _to_the_end_of_nothing() -> float:
+def _to_the_end_of(code: str) -> float:
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "pass"], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True)
     return time.perf_counter() - start
