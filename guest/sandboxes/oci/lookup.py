@@ -7,9 +7,11 @@ exit code and message are the answer then.
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import platform
 import posixpath
+import resource
 import stat
 import struct
 from contextlib import nullcontext
@@ -20,6 +22,8 @@ from guest.sandboxes.oci import linux
 from guest.sandboxes.oci.root_files import opened, read_start
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from guest.sandboxes.oci.users import Identity
 
 NOT_FOUND: Final = 127
@@ -43,6 +47,12 @@ _ELF_HEADER: Final = 52
 
 _MACHINES: Final = {"x86_64": (62, 3), "aarch64": (183, 40)}
 """What the kernel of a machine executes, as e_machine has it: its own programs, and those of 32 bits."""
+
+_LONGEST_ARGUMENT: Final = 32 * mmap.PAGESIZE
+"""Bytes of one with its NUL, as of the rest below: execve(2), "Limits on size of arguments and environment"."""
+
+_STACK_FOR_ARGUMENTS: Final = (128 * 1024, 6 * 2**20)
+"""At least and at most, in bytes; in between it is a quarter of the stack."""
 
 _OTHER_FORMATS: Final = Path("/proc/sys/fs/binfmt_misc")
 """With a file for every kind of program that something is registered for: Rosetta, say, or qemu."""
@@ -87,6 +97,21 @@ def check(root: int, name: str, *, working_dir: str, path: str, identity: Identi
     if refused is not None:
         raise CommandError(NOT_EXECUTABLE, f"{name}: {_reason(refused)}")
     raise CommandError(NOT_FOUND, f"{name}: not found")
+
+
+def check_size(argv: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Find out whether a command line and its environment are too long for the kernel.
+
+    Raises:
+        CommandError: they are.
+    """
+    sizes = [len(os.fsencode(argument)) + 1 for argument in argv]
+    sizes += [len(os.fsencode(name)) + len(os.fsencode(value)) + 2 for name, value in environment.items()]
+    stack, _hard = resource.getrlimit(resource.RLIMIT_STACK)
+    least, most = _STACK_FOR_ARGUMENTS
+    room = most if stack == resource.RLIM_INFINITY else max(least, min(stack // 4, most))
+    if max(sizes) > _LONGEST_ARGUMENT or sum(sizes) + len(sizes) * struct.calcsize("P") > room:
+        raise CommandError(NOT_EXECUTABLE, f"{argv[0]}: argument list too long")
 
 
 def _check_permission(root: int, file: str, identity: Identity) -> None:

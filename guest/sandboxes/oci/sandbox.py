@@ -129,6 +129,7 @@ class LiveSandbox:
             cwd = posixpath.join("/", command.working_dir or self.spec.working_dir)
             _check_directory(root, cwd)
             environment = bundle.environment(self.spec, command, identity)
+            lookup.check_size(command.argv, environment)
             lookup.check(
                 root, command.argv[0], working_dir=cwd, path=environment.get("PATH", bundle.PATH), identity=identity
             )

@@ -106,6 +106,19 @@ async def test_a_command_that_can_not_run_says_why_as_a_shell_does(
     assert complaint in result.stderr
 
 
+@pytest.mark.parametrize("too_long", [["x" * 131_072], ["x" * 100_000] * 70])
+async def test_arguments_that_are_too_long_are_what_a_shell_calls_them(boxes: Boxes, too_long: list[str]) -> None:
+    box = await boxes()
+    result = await box.run("true", *too_long)
+    assert (result.exit_code, result.stderr) == (126, b"true: argument list too long\n")
+
+
+@pytest.mark.parametrize("long", [["x" * 131_071], ["x" * 100_000] * 15])
+async def test_arguments_may_be_as_long_as_the_kernel_lets_them(boxes: Boxes, long: list[str]) -> None:
+    box = await boxes()
+    assert (await box.run("true", *long)).exit_code == 0
+
+
 async def test_a_program_of_another_machine_is_an_exec_format_error(boxes: Boxes) -> None:
     box = await boxes()
     # An ELF file for the PDP-11, as in elf(5): e_machine, two bytes at offset 18.
