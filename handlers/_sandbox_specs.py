@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 _LARGEST_TERMINAL = 0xFFFF
 """Columns or rows: TIOCSWINSZ has 16 bits for them."""
 
+_MOST_VCPUS = 8192
+"""More than any Linux can have: CONFIG_NR_CPUS."""
+
+_MOST_MEMORY_MIB = 2**43 - 1
+"""Runtimes take bytes in a signed number of 64 bits."""
+
 
 def spec(request: sandbox_v1.CreateSandboxRequest) -> Spec:
     """What a CreateSandboxRequest asks for. Its id is the manager's to judge.
@@ -31,7 +37,7 @@ def spec(request: sandbox_v1.CreateSandboxRequest) -> Spec:
         id=request.id,
         rootfs=request.rootfs,
         labels=dict(request.labels),
-        limits=Limits(vcpus=request.limits.vcpus, memory_mib=request.limits.memory_mib),
+        limits=_limits(request.limits),
         cmd=_argv(request.cmd),
         env=_env(request.env),
         working_dir=_working_dir(request.working_dir),
@@ -84,6 +90,13 @@ def _check_supported(request: sandbox_v1.CreateSandboxRequest) -> None:
             raise NotSupportedError(f"{name} is not supported: sandboxes share the kernel of the guest")
     if request.ssh_public_key:
         raise NotSupportedError("ssh_public_key is not supported: use SandboxExecRequest to get into a sandbox")
+
+
+def _limits(limits: sandbox_v1.ResourceLimits) -> Limits:
+    for name, most in (("vcpus", _MOST_VCPUS), ("memory_mib", _MOST_MEMORY_MIB)):
+        if getattr(limits, name) > most:
+            raise InvalidArgumentError(f"limits.{name} is {getattr(limits, name)}: it can be {most} at most")
+    return Limits(vcpus=limits.vcpus, memory_mib=limits.memory_mib)
 
 
 def _check_text(name: str, text: str) -> str:

@@ -197,7 +197,7 @@ class OciDriver:
         if sources.rootfs_is_directory:
             lower = await trio.to_thread.run_sync(sources.clone, sources.rootfs)
         else:
-            image = self._images[spec.id] = await equipment.images.acquire(sources.rootfs)
+            image = self._images[spec.id] = await equipment.images.acquire(sources.rootfs, spec.rootfs)
             lower = image.path
         mounts = [await trio.to_thread.run_sync(sources.clone, bind) for bind in sources.binds]
         stage = Stage(self._directory(spec.id))

@@ -52,8 +52,12 @@ class Images:
             with suppress(OSError):
                 path.rmdir()
 
-    async def acquire(self, file: int) -> Image:
-        """The mount of an image file, opened with O_PATH. It stays until it was released as often as it was acquired.
+    async def acquire(self, file: int, name: str) -> Image:
+        """The mount of an image file. It stays until it was released as often as it was acquired.
+
+        Args:
+            file: the file, opened with O_PATH.
+            name: what people call it.
 
         Raises:
             InvalidArgumentError: there is no file system in the image.
@@ -66,7 +70,7 @@ class Images:
         try:
             async with image.lock:
                 if not image.mounted:
-                    await self._namespace.run(_mount, file, image.path)
+                    await self._namespace.run(_mount, file, name, image.path)
                     image.mounted = True
         except BaseException:
             with trio.CancelScope(shield=True):
@@ -86,15 +90,15 @@ class Images:
                     self._images = {key: other for key, other in self._images.items() if other is not image}
 
 
-def _mount(found: int, path: Path) -> None:
+def _mount(found: int, name: str, path: Path) -> None:
     if not stat.S_ISREG(os.fstat(found).st_mode):
-        raise InvalidArgumentError("the root file system is neither a directory nor an image file")
+        raise InvalidArgumentError(f"the root file system, {name}, is neither a directory nor an image file")
     with open_path(f"/proc/self/fd/{found}", os.O_RDONLY) as file:
-        _mount_file(file, path)
+        _mount_file(file, name, path)
 
 
-def _mount_file(file: int, path: Path) -> None:
-    kind = _kind(file)
+def _mount_file(file: int, name: str, path: Path) -> None:
+    kind = _kind(file, name)
     path.mkdir(parents=True, exist_ok=True)
     flags = linux.MS_RDONLY | linux.MS_NODEV | linux.MS_NOSUID
     try:
@@ -103,7 +107,7 @@ def _mount_file(file: int, path: Path) -> None:
     except (OSError, GuestError) as error:
         path.rmdir()
         why = error.strerror if isinstance(error, OSError) else error
-        raise GuestError(f"the {kind} image can't be mounted: {why}") from error
+        raise GuestError(f"the {kind} image {name} can't be mounted: {why}") from error
 
 
 def _unmount(path: Path) -> None:
@@ -111,8 +115,11 @@ def _unmount(path: Path) -> None:
     path.rmdir()
 
 
-def _kind(file: int) -> str:
+def _kind(file: int, name: str) -> str:
     for kind, offset, magic in _MAGIC:
         if os.pread(file, len(magic), offset) == magic:
             return kind
-    raise InvalidArgumentError("the image has no file system that is supported: ext4, squashfs or erofs")
+    known = ", ".join(kind for kind, _offset, _magic in _MAGIC)
+    raise InvalidArgumentError(
+        f"the root file system, {name}, is a file, but no image of a kind that is known: {known}"
+    )

@@ -108,6 +108,8 @@ async def test_an_id_in_use_is_error_409(rig: Rig) -> None:
         ({"env": {"A\0": "x"}}, 400, "env"),
         ({"working_dir": "srv"}, 400, "working_dir"),
         ({"user": "a\0b"}, 400, "user"),
+        ({"limits": sandbox_v1.ResourceLimits(vcpus=8193)}, 400, "vcpus"),
+        ({"limits": sandbox_v1.ResourceLimits(memory_mib=2**43)}, 400, "memory_mib"),
         ({"mounts": [sandbox_v1.Mount(source="data", target="/data")]}, 400, "source"),
         ({"mounts": [sandbox_v1.Mount(source="/data", target="")]}, 400, "target"),
     ],

@@ -128,7 +128,7 @@ async def test_what_is_no_root_file_system_is_an_error_that_says_so(boxes: Boxes
         case "a file below a file":
             (tmp_path / "file").touch()
             path = tmp_path / "file" / "rootfs"
-    with pytest.raises(InvalidArgumentError, match=r"root file system|image"):
+    with pytest.raises(InvalidArgumentError, match=f"the root file system, {path}"):
         await boxes(rootfs=str(path))
 
 
