@@ -19,7 +19,7 @@ from agent.addresses import Address, UnixAddress, VsockAddress
 from agent.backoff import Backoff
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Callable, Container
 
 log = logging.getLogger(__name__)
 
@@ -120,11 +120,13 @@ class SocketListener:
 
 
 @frozen
-class CidFilter:
-    """Only peers with these CIDs. AF_VSOCK has no namespaces: a container could connect over the loopback."""
+class PeerFilter:
+    """Only peers that may be here: nothing further in knows of the others."""
 
     _listener: Listener
-    _allowed: Container[int]
+    _is_allowed: Callable[[Peer], bool]
+    _why_not: str
+    """What is wrong with the others, for the log."""
 
     @property
     def address(self) -> Address:
@@ -133,34 +135,10 @@ class CidFilter:
     async def accept(self) -> tuple[socket.socket, Peer]:
         while True:
             connected, peer = await self._listener.accept()
-            if peer.cid in self._allowed:
+            if self._is_allowed(peer):
                 return connected, peer
             connected.close()
-            log.warning("peer refused: its CID is not allowed", extra={"peer": peer.description})
-            await trio.lowlevel.checkpoint()
-
-    def close(self) -> None:
-        self._listener.close()
-
-
-@frozen
-class UserFilter:
-    """Only peers of these users."""
-
-    _listener: Listener
-    _allowed: Container[int]
-
-    @property
-    def address(self) -> Address:
-        return self._listener.address
-
-    async def accept(self) -> tuple[socket.socket, Peer]:
-        while True:
-            connected, peer = await self._listener.accept()
-            if peer.uid in self._allowed:
-                return connected, peer
-            connected.close()
-            log.warning("peer refused: its user is neither root nor the agent's", extra={"peer": peer.description})
+            log.warning("peer refused", extra={"peer": peer.description, "reason": self._why_not})
             await trio.lowlevel.checkpoint()
 
     def close(self) -> None:
@@ -168,10 +146,14 @@ class UserFilter:
 
 
 def guarded(listener: Listener, allowed_cids: Container[int]) -> Listener:
-    """The listener with the filter that is due to its kind of address."""
+    """The listener with the filter that is due to its kind of address.
+
+    AF_VSOCK has no namespaces: without one, any container of the guest could connect over the loopback.
+    """
     if isinstance(listener.address, UnixAddress):
-        return UserFilter(listener, {0, os.geteuid()})
-    return CidFilter(listener, allowed_cids)
+        users = {0, os.geteuid()}
+        return PeerFilter(listener, lambda peer: peer.uid in users, "its user is neither root nor the agent's")
+    return PeerFilter(listener, lambda peer: peer.cid in allowed_cids, "its CID is not allowed")
 
 
 def listen(address: Address) -> SocketListener:

@@ -8,7 +8,7 @@ async with memory_connection(guest=fake_guest()) as peer:
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import trio
 from attrs import define, field
@@ -19,29 +19,30 @@ from agent.settings import Limits
 from agent.transport import MemoryTransport
 from guest.testing import fake_guest
 from handlers import Context, default_registry
-from protocol import Frame, FrameDecoder, encode_frame
+from protocol import MAX_LENGTH, Frame, FrameDecoder, encode_frame
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from google.protobuf.message import Message
 
-    from agent.transport import MemoryStream
+    from agent.transport import MemoryStream  # noqa: F401  ruff does not look into the brackets of a base class
     from guest import Guest
     from guest.sandboxes.manager import SandboxManager
     from handlers import Registry
+
+StreamT = TypeVar("StreamT", bound=trio.abc.Stream)
 
 VERSION = "1.2.3-test"
 """The agent's version, as a connection in memory reports it."""
 
 
 @define(eq=False)
-class MemoryPeer:
-    """The host's end of a connection in memory."""
+class Peer(Generic[StreamT]):
+    """The host's end of a connection."""
 
-    stream: MemoryStream
-    connection: Connection
-    _decoder: FrameDecoder = field(init=False, factory=FrameDecoder)
+    stream: StreamT
+    _decoder: FrameDecoder = field(init=False, factory=lambda: FrameDecoder(MAX_LENGTH))
     _frames: list[Frame] = field(init=False, factory=list)
 
     async def send(self, message_type: int, message: Message | bytes = b"", *, trace_id: str = "") -> None:
@@ -61,6 +62,14 @@ class MemoryPeer:
                 raise EOFError("in the middle of a frame" if self._decoder.has_partial else "between frames")
             self._frames += self._decoder.feed(data)
         return self._frames.pop(0)
+
+
+@define(eq=False)
+class MemoryPeer(Peer["MemoryStream"]):
+    """The host's end of a connection in memory."""
+
+    connection: Connection
+    """The agent's end."""
 
 
 @asynccontextmanager

@@ -1,7 +1,9 @@
-"""Commands whose progress a test decides, in place of those that take the time they take."""
+"""What tests of this room share, among it commands whose progress a test decides."""
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
@@ -12,13 +14,27 @@ from handlers import FileReply, QuickCommand, Registry, StreamCommand, UnaryComm
 from handlers.files import MmapReadFile
 from handlers.system import GetSystemInfo, Ping
 from protocol import MessageType, arcbox_v1, sandbox_v1
+from tests.agent.service_manager import Manager
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from google.protobuf.message import Message
 
     from handlers import Acknowledgement, AnyCommand, Context, ReplyStream
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="arcbox-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def manager(directory: Path) -> Iterator[Manager]:
+    manager = Manager(directory / "notify")
+    yield manager
+    manager.socket.close()
 
 
 @define(eq=False)

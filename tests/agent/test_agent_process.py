@@ -9,10 +9,8 @@ import socket
 import stat
 import subprocess
 import sys
-import tempfile
 import time
-from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import psutil
@@ -25,46 +23,11 @@ from protocol import FrameDecoder, MessageType, arcbox_v1, encode_frame
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.agent.service_manager import Manager
 
 T = MessageType
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="arcbox-") as name:
-        yield Path(name)
-
-
-class Manager:
-    """The service manager's end of its notification socket."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.socket.bind(self.path)
-
-    def heard(self) -> list[str]:
-        """Every variable that it was told since the last call."""
-        variables = []
-        self.socket.setblocking(False)
-        with suppress(BlockingIOError):
-            while True:
-                variables += self.socket.recv(4096).decode().split("\n")
-        return variables
-
-    def wait_for(self, variable: str) -> list[str]:
-        """Every variable of the datagram that brings this one."""
-        self.socket.settimeout(20)
-        while variable not in (variables := self.socket.recv(4096).decode().split("\n")):
-            pass
-        return variables
-
-
-@pytest.fixture
-def manager(directory: Path) -> Iterator[Manager]:
-    manager = Manager(directory / "notify")
-    yield manager
-    manager.socket.close()
 
 
 HAND_OVER = """

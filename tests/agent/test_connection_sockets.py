@@ -10,51 +10,30 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from attrs import define, field
 from trio.testing import wait_all_tasks_blocked
 
 from agent.connection import Connection
 from agent.settings import Limits
+from agent.testing import Peer
 from agent.transport import SocketTransport
 from guest.files import FileRange
 from guest.testing import fake_guest
 from handlers import Acknowledgement, Context, FileReply
-from protocol import ErrorReply, Frame, FrameDecoder, MessageType, arcbox_v1, encode_frame, sandbox_v1
+from protocol import ErrorReply, Frame, MessageType, arcbox_v1, encode_frame, sandbox_v1
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
-
-    from google.protobuf.message import Message
 
     from tests.agent.conftest import Stage
 
 T = MessageType
 
 
-@define(eq=False)
-class Peer:
-    """The host's end, of a real socket."""
-
-    stream: trio.SocketStream
-    _decoder: FrameDecoder = field(init=False, factory=lambda: FrameDecoder(128 * 1024 * 1024))
-    _frames: list[Frame] = field(init=False, factory=list)
-
-    async def send(self, message_type: int, message: Message | bytes = b"", *, trace_id: str = "") -> None:
-        payload = message if isinstance(message, bytes) else message.SerializeToString()
-        await self.stream.send_all(encode_frame(message_type, trace_id, payload))
-
-    async def receive(self) -> Frame:
-        while not self._frames:
-            data = await self.stream.receive_some()
-            if not data:
-                raise EOFError("in the middle of a frame" if self._decoder.has_partial else "between frames")
-            self._frames += self._decoder.feed(data)
-        return self._frames.pop(0)
-
-
 @asynccontextmanager
-async def connected(stage: Stage, pair: Callable[[], tuple[socket.socket, socket.socket]]) -> AsyncIterator[Peer]:
+async def connected(
+    stage: Stage, pair: Callable[[], tuple[socket.socket, socket.socket]]
+) -> AsyncIterator[Peer[trio.SocketStream]]:
     ours, theirs = pair()
     context = Context(guest=fake_guest(), version="1.2.3")
     connection = Connection(SocketTransport(ours), stage.registry, context, Limits(), "test")

@@ -7,7 +7,6 @@ import os
 import resource
 import socket
 import stat
-import tempfile
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,15 +20,9 @@ from agent.addresses import CID_ANY, UnixAddress, VsockAddress
 from agent.listeners import Peer, SocketListener, listen, listen_patiently
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from trio.testing import MockClock
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="arcbox-") as name:
-        yield Path(name)
 
 
 @pytest.fixture

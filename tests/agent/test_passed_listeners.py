@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import tempfile
 import uuid
 from contextlib import closing, suppress
 from pathlib import Path
@@ -22,12 +21,6 @@ if TYPE_CHECKING:
 
 FIRST = 600
 """In place of 3, which pytest may use itself."""
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="arcbox-") as name:
-        yield Path(name)
 
 
 @pytest.fixture

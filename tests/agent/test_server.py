@@ -5,9 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import socket
-import tempfile
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,46 +36,17 @@ from handlers import default_registry
 from protocol import ErrorReply, Frame, FrameDecoder, MessageType, encode_frame, sandbox_v1
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    import socket
+    from collections.abc import AsyncIterator, Sequence
 
     from trio.testing import MockClock
 
     from agent.addresses import Address
     from guest import Guest
     from tests.agent.conftest import Stage
+    from tests.agent.service_manager import Manager
 
 T = MessageType
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="arcbox-") as name:
-        yield Path(name)
-
-
-class Manager:
-    """The service manager's end of its notification socket."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.socket.bind(self.path)
-
-    def heard(self) -> list[str]:
-        """Every variable that it was told since the last call."""
-        variables = []
-        self.socket.setblocking(False)
-        with suppress(BlockingIOError):
-            while True:
-                variables += self.socket.recv(4096).decode().split("\n")
-        return variables
-
-
-@pytest.fixture
-def manager(directory: Path) -> Iterator[Manager]:
-    manager = Manager(directory / "notify")
-    yield manager
-    manager.socket.close()
 
 
 # In this process

@@ -18,6 +18,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from agent.transport import SEND_BUFFER, SocketTransport
 from guest.files import FileRange
+from tests.agent.pairs import SocketPair, receive, receive_exactly, sent_file
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -28,18 +29,6 @@ if TYPE_CHECKING:
 MIB = 1024 * 1024
 
 
-class SocketPair:
-    """A transport and its peer."""
-
-    def __init__(self, ours: socket.socket, theirs: socket.socket) -> None:
-        self.socket, self.their_socket = ours, theirs
-        self.ours = SocketTransport(ours)
-        self.theirs = trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
-
-    def peer_goes_away(self) -> None:
-        self.their_socket.close()
-
-
 @pytest.fixture
 def sockets() -> Iterator[SocketPair]:
     ours, theirs = socket.socketpair()
@@ -47,36 +36,9 @@ def sockets() -> Iterator[SocketPair]:
         yield SocketPair(ours, theirs)
 
 
-async def receive(transport: SocketTransport) -> bytes:
-    """The next bytes; empty at the end."""
-    while (data := transport.receive_nowait()) is None:
-        await transport.readable()
-    return data
-
-
 async def _read_to_the_end(transport: SocketTransport) -> None:
     while await receive(transport):
         pass
-
-
-async def receive_exactly(stream: trio.abc.ReceiveStream, count: int) -> bytes:
-    received = bytearray()
-    while len(received) < count:
-        received += await stream.receive_some(count - len(received))
-    return bytes(received)
-
-
-async def sent_file(pair: SocketPair, part: FileRange) -> tuple[int, bytes]:
-    """What sending it returns, and what the peer receives."""
-    counts = []
-
-    async def send() -> None:
-        counts.append(await pair.ours.send_file(part))
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(send)
-        received = await receive_exactly(pair.theirs, part.length)
-    return counts[0], received
 
 
 class Waiting:

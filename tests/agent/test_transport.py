@@ -5,55 +5,21 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
-from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from trio.testing import memory_stream_pair, wait_all_tasks_blocked
+from trio.testing import wait_all_tasks_blocked
 
-from agent.transport import RECEIVE_SIZE, MemoryTransport, SocketTransport, Transport
+from agent.transport import RECEIVE_SIZE, Transport
 from guest.files import FileRange
+from tests.agent.pairs import MemoryPair, Pair, SocketPair, receive, sent_file
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    from agent.transport import MemoryStream
 
 MIB = 1024 * 1024
-
-
-class Pair(ABC):
-    """A transport and its peer."""
-
-    ours: Transport
-    theirs: trio.abc.HalfCloseableStream
-
-    @abstractmethod
-    def peer_goes_away(self) -> None:
-        """What happens when the peer's process ends."""
-
-
-class SocketPair(Pair):
-    def __init__(self, ours: socket.socket, theirs: socket.socket) -> None:
-        self.socket, self.their_socket = ours, theirs
-        self.ours = SocketTransport(ours)
-        self.theirs = trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
-
-    def peer_goes_away(self) -> None:
-        self.their_socket.close()
-
-
-class MemoryPair(Pair):
-    def __init__(self) -> None:
-        ours, self.their_stream = memory_stream_pair()
-        self.ours, self.theirs = MemoryTransport(ours), self.their_stream
-
-    their_stream: MemoryStream
-
-    def peer_goes_away(self) -> None:
-        self.their_stream.send_stream.close()
-        self.their_stream.receive_stream.close()
 
 
 @pytest.fixture
@@ -70,22 +36,8 @@ def pair(request: pytest.FixtureRequest) -> Pair:
     return chosen
 
 
-async def receive(transport: Transport) -> bytes:
-    """The next bytes; empty at the end."""
-    while (data := transport.receive_nowait()) is None:
-        await transport.readable()
-    return data
-
-
 async def read_all(stream: trio.abc.ReceiveStream) -> bytes:
     return b"".join([bytes(part) async for part in stream])
-
-
-async def receive_exactly(stream: trio.abc.ReceiveStream, count: int) -> bytes:
-    received = bytearray()
-    while len(received) < count:
-        received += await stream.receive_some(count - len(received))
-    return bytes(received)
 
 
 class Waiting:
@@ -166,19 +118,6 @@ def part() -> Iterator[FileRange]:
 
 def content(part: FileRange) -> bytes:
     return os.pread(part.descriptor, part.length, part.offset)
-
-
-async def sent_file(pair: Pair, part: FileRange) -> tuple[int, bytes]:
-    """What sending it returns, and what the peer receives."""
-    counts = []
-
-    async def send() -> None:
-        counts.append(await pair.ours.send_file(part))
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(send)
-        received = await receive_exactly(pair.theirs, part.length)
-    return counts[0], received
 
 
 async def test_a_part_of_a_file_is_sent(pair: Pair, part: FileRange) -> None:
