@@ -218,8 +218,8 @@ class Dispatcher:
         try:
             await with_first_wait(command(self._context, stream), begun)
         except Exception as error:
-            if self._writer.broken:  # the peer is gone: nothing is wrong, and nobody is there to be told
-                raise
+            if self._writer.broken and error_reply(error) is None:
+                raise  # it says perhaps only that the peer is gone: nothing is wrong, and nobody is there to be told
             await self._writer.write(_error_frame(frame, error))
         else:
             _log_done(logging.INFO, started)

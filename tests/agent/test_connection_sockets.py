@@ -16,6 +16,7 @@ from agent.connection import Connection
 from agent.settings import Limits
 from agent.testing import Peer
 from agent.transport import SocketTransport
+from guest.errors import NotFoundError
 from guest.files import FileRange
 from guest.testing import fake_guest
 from handlers import Acknowledgement, Context, FileReply
@@ -169,6 +170,18 @@ async def test_a_peer_that_leaves_in_the_middle_of_a_stream_is_no_error_of_the_a
             nursery.start_soon(peer.stream.send_all, said_back)
             await wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
+    assert [record.message for record in caplog.records if record.levelname in {"ERROR", "WARNING"}] == []
+
+
+async def test_streams_that_are_refused_after_the_peer_left_are_no_error_of_the_agent(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage.error = NotFoundError("no such sandbox")
+    async with connected(stage, socket.socketpair) as peer:
+        for trace_id in "abc":
+            await peer.send(T.SandboxEventsRequest, trace_id=trace_id)
+        await wait_all_tasks_blocked()
+        stage.gate("stream").set()
     assert [record.message for record in caplog.records if record.levelname in {"ERROR", "WARNING"}] == []
 
 
