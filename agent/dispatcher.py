@@ -74,13 +74,13 @@ class Dispatcher:
         reader, writer, glances = self._reader, self._writer, 0
         with batches, suppress(trio.EndOfChannel):
             while True:
-                if not reader.lent:
-                    batch = await self._from_task(batches)
-                elif reader.glance():
+                if reader.lent and reader.glance():
                     batch = batches.receive_nowait()
                     glances += 1
                     if glances % _BATCHES_PER_TURN == 0:
                         await trio.lowlevel.checkpoint()
+                elif not reader.lent:  # perhaps since that glance
+                    batch = await self._from_task(batches)
                 else:
                     try:
                         await reader.readable()

@@ -53,10 +53,13 @@ class Stage:
     """What Hold answers."""
 
     error: Exception | None = field(init=False, default=None)
-    """What Fail raises."""
+    """What Fail and Quick raise."""
+
+    meanwhile: Callable[[], object] = field(init=False, default=lambda: None)
+    """What happens while Quick is carried out."""
 
     def __attrs_post_init__(self) -> None:
-        own = [_bound(kind, self) for kind in (Hold, HoldSlow, Fail, FailQuick, Talk, Session)]
+        own = [_bound(kind, self) for kind in (Hold, HoldSlow, Fail, Quick, Talk, Session)]
         self.registry = Registry([Ping, GetSystemInfo, MmapReadFile, *own])
 
     def gate(self, name: str) -> trio.Event:
@@ -111,15 +114,16 @@ class Fail(UnaryCommand[Any]):
         raise self.stage.error
 
 
-class FailQuick(QuickCommand[Any]):
-    """Raises the stage's error, at once."""
+class Quick(QuickCommand[Any]):
+    """Does at once what happens meanwhile; then raises the stage's error, if that has one."""
 
     handles = MessageType.RuntimeStatusRequest
     stage: ClassVar[Stage]
 
     def __call__(self, context: Context) -> None:
-        assert self.stage.error is not None
-        raise self.stage.error
+        self.stage.meanwhile()
+        if self.stage.error is not None:
+            raise self.stage.error
 
 
 class Talk(StreamCommand[sandbox_v1.SandboxEventsRequest]):

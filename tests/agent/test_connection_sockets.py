@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,6 +26,8 @@ from protocol import ErrorReply, Frame, MessageType, arcbox_v1, encode_frame, sa
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
+
+    from trio.testing import MockClock
 
     from tests.agent.conftest import Stage
 
@@ -80,6 +83,28 @@ async def test_what_comes_behind_a_fault_is_not_looked_at(stage: Stage) -> None:
         assert (await peer.receive()).trace_id == "a"
         error = await peer.receive()
         assert (error.type, ErrorReply.decode(error.payload).code) == (T.Error, 400)
+        with pytest.raises(EOFError, match="between frames"):
+            await peer.receive()
+
+
+@pytest.mark.parametrize(
+    ("then", "code"),
+    [
+        pytest.param(b"\xff\xff\xff\xff", 413, id="the beginning of a frame that is too large"),
+        pytest.param(b"\0\0\0\1", 400, id="the beginning of a frame that is none"),
+        pytest.param(b"\0\0", 504, id="the beginning of a frame that never ends"),
+    ],
+)
+async def test_what_comes_while_a_request_is_answered_is_judged_as_any_other(
+    then: bytes, code: int, stage: Stage, autojump_clock: MockClock
+) -> None:
+    async with connected(stage, socket.socketpair) as peer:
+        stage.meanwhile = partial(os.write, peer.stream.socket.fileno(), then)
+        for trace_id, request in (("a", T.PingRequest), ("b", T.RuntimeStatusRequest)):  # by the second it is at rest
+            await wait_all_tasks_blocked()
+            await peer.send(request, trace_id=trace_id)
+            assert (await peer.receive()).trace_id == trace_id
+        assert ErrorReply.decode((await peer.receive()).payload).code == code
         with pytest.raises(EOFError, match="between frames"):
             await peer.receive()
 
