@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from textwrap import indent
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from agent._log_output import LogOutput
@@ -33,6 +34,10 @@ _LONGEST_VALUE: Final = 1_000
 """Characters of one field: a trace id alone may have 65,535."""
 
 _LONGEST_TRACEBACK: Final = 20_000
+
+_UNUSED: dict[str, ModuleType | None] = {"rich": None, "asyncio": ModuleType("asyncio")}
+"""What structlog imports, and what it gets instead: rich is for tracebacks that nobody sees here (None is how the
+import system is told that there is none), asyncio for logging from its coroutines."""
 
 _MOST_HELD: Final = 200
 """Records that wait for `warm_up`."""
@@ -136,7 +141,7 @@ def _complaint(text: str) -> logging.LogRecord:
 
 
 def _build_formatter(*, as_json: bool, colors: bool) -> ProcessorFormatter:
-    with _without_rich():
+    with _without_what_is_unused():
         from structlog.dev import ConsoleRenderer  # noqa: PLC0415  see LogHandler
         from structlog.processors import JSONRenderer  # noqa: PLC0415
         from structlog.stdlib import ProcessorFormatter  # noqa: PLC0415
@@ -148,17 +153,16 @@ def _build_formatter(*, as_json: bool, colors: bool) -> ProcessorFormatter:
 
 
 @contextmanager
-def _without_rich() -> Iterator[None]:
-    """Keep structlog from importing it where it is installed: slow and large, for tracebacks nobody sees here."""
+def _without_what_is_unused() -> Iterator[None]:
+    """Keep structlog from loading the large things that it has for others."""
     modules: dict[str, Any] = sys.modules
-    if "rich" in modules:
-        yield
-        return
-    modules["rich"] = None  # how the import system is told that there is none
+    absent = {name: stand_in for name, stand_in in _UNUSED.items() if name not in modules}
+    modules.update(absent)
     try:
         yield
     finally:
-        del modules["rich"]
+        for name in absent:
+            del modules[name]
 
 
 def _fields(_logger: object, _name: str, event: EventDict) -> EventDict:

@@ -357,14 +357,15 @@ def test_the_log_is_readable_and_coloured_on_a_terminal_and_json_elsewhere() -> 
     assert json.loads(run_python(code).stderr)["event"] == "careful"
 
 
-def test_rendering_loads_no_rich_where_it_is_installed() -> None:
+def test_rendering_loads_neither_rich_nor_asyncio_and_leaves_both_to_others() -> None:
     code = (
         "import sys, logging; from agent import logs; from agent.settings import Log;"
         "logs.configure(Log()); before = 'structlog' in sys.modules; logs.warm_up();"
-        "print(before, 'structlog' in sys.modules, 'rich' in sys.modules); import rich; print(rich.__name__)"
+        "print(before, *(name in sys.modules for name in ('structlog', 'rich', 'asyncio')));"
+        "import asyncio, rich; print(asyncio.run.__name__, rich.__name__)"
     )
     completed = run_python(code)
-    assert completed.stdout == "False True False\nrich\n", completed.stderr
+    assert completed.stdout == "False True False False\nrun rich\n", completed.stderr
 
 
 def test_a_log_that_can_not_be_rendered_at_all_does_not_fail_who_logs() -> None:
