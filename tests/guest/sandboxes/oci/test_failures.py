@@ -384,7 +384,7 @@ async def test_ctrl_c_on_a_terminal_ends_the_job_in_the_foreground_and_not_the_s
         await process.send_stdin(b"sh -c 'echo re\"\"ady; exec sleep 1000'\n")
         await _until(process, b"ready\r\n")
         await process.send_stdin(b"\x03echo $? st''ill\n")
-        await _until(process, b"still\r\n")
+        await _until(process, b"still\r\n> ")  # before it reads its next line, the shell would take Ctrl-D for a NUL
         await process.close_stdin()
         assert await process.wait() == 0
 
