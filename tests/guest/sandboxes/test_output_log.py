@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import resource
 import stat
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +21,7 @@ from guest.sandboxes.records import Records
 from guest.sandboxes.testing import ROOTFS, FakeDriver
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from trio.testing import MockClock
 
@@ -94,6 +96,24 @@ async def test_a_full_disk_is_told_once_and_what_comes_after_it_has_no_gap(
         await log.write(b"again")
     assert [record.message for record in caplog.records] == ["output not kept"]
     assert kept(log) == b"room again"
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Files can't grow beyond that: what is written across it is cut off there, as on a disk that gets full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_piece_that_a_full_disk_cuts_off_is_not_there_at_all(path: Path) -> None:
+    append(path, b"whole ", 100)
+    with largest_file(10), pytest.raises(OSError, match="No space left"):
+        append(path, b"cut off", 100)
+    assert path.read_bytes() == b"whole "
 
 
 async def test_a_disk_that_stays_broken_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
