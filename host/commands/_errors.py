@@ -50,6 +50,7 @@ _CODES: Final[dict[type[Exception], int]] = {
     click.UsageError: MISUSED,
     click.ClickException: FAILED,
     InvalidAddressError: MISUSED,
+    UnicodeEncodeError: MISUSED,  # an argument has other bytes in it
     ConnectError: NOT_CONNECTED,
     TimedOutError: TIMED_OUT,
     RequestFailedError: FAILED,
@@ -64,6 +65,8 @@ def _exit_code(error: Exception) -> int | None:
 
 def _line(error: Exception) -> str:
     text = error.format_message() if isinstance(error, click.ClickException) else str(error)
+    if isinstance(error, UnicodeEncodeError):
+        text = f"{error.object!r} is not UTF-8, which is all that an agent can be told"
     if isinstance(error, OSError) and not isinstance(error, AgentError):
         text = f"cannot write the output: {(error.strerror or text).lower()}"
     line = " ".join(text.split())

@@ -338,6 +338,13 @@ def test_an_error_is_one_line_with_its_exit_code_and_in_json_when_asked_for(
     assert error["exit_code"] == code
 
 
+@pytest.mark.parametrize("arguments", [("cat", "/srv/\udcff"), ("sandbox", "run", "web", "echo", "\udcff")])
+def test_an_argument_that_is_no_text_is_one_line(arguments: tuple[str, ...], arcbox_agent: RunningAgent) -> None:
+    result = arcboxctl(*arguments, address=arcbox_agent.address)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == f"arcboxctl: {arguments[-1]!r} is not UTF-8, which is all that an agent can be told\n"
+
+
 def test_an_error_of_the_agent_in_json_has_its_code_and_request(arcbox_agent: RunningAgent) -> None:
     error = json.loads(arcboxctl("--json", "cat", "/no/such", address=arcbox_agent.address).stderr)["error"]
     assert (error["code"], error["request"]) == (2, "MmapReadFileRequest")
