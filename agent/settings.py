@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, get_args
 from attrs import Attribute, Factory, evolve, field, fields, frozen, has, resolve_types
 
 from agent.addresses import parse_address
+from guest.sandboxes.model import MOST_MEMORY_MIB, MOST_PROCESSES, MOST_VCPUS
 from protocol import DEFAULT_MAX_FRAME, MAX_LENGTH
 
 if TYPE_CHECKING:
@@ -66,6 +67,10 @@ def _is_address(text: str) -> bool:
 
 def _is_absolute(path: str) -> bool:
     return path.startswith("/") and "\0" not in path
+
+
+def _up_to(most: int) -> Rule:
+    return Rule(lambda number: 1 <= number <= most, f"a whole number from 1 to {most}")
 
 
 _COUNT = Rule(lambda number: number >= 1, "a whole number, at least 1")
@@ -180,9 +185,13 @@ class Sandbox:
         " Empty for catatonit, which is looked for where programs are.",
         _PATH_OR_NONE,
     )
-    default_vcpus: int = setting(1, "Processors for sandboxes that ask for no number of them.", _COUNT)
-    default_memory_mib: int = setting(512, "Memory for sandboxes that ask for no amount of it, in MiB.", _COUNT)
-    max_processes: int = setting(1024, "Processes, and threads, that may run in a sandbox at the same time.", _COUNT)
+    default_vcpus: int = setting(1, "Processors for sandboxes that ask for no number of them.", _up_to(MOST_VCPUS))
+    default_memory_mib: int = setting(
+        512, "Memory for sandboxes that ask for no amount of it, in MiB.", _up_to(MOST_MEMORY_MIB)
+    )
+    max_processes: int = setting(
+        1024, "Processes, and threads, that may run in a sandbox at the same time.", _up_to(MOST_PROCESSES)
+    )
 
 
 @frozen(kw_only=True)

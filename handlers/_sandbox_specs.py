@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from guest.errors import InvalidArgumentError, NotSupportedError
-from guest.sandboxes.model import BindMount, Command, Limits, Spec, TerminalSize
+from guest.sandboxes.model import MOST_MEMORY_MIB, MOST_VCPUS, BindMount, Command, Limits, Spec, TerminalSize
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -14,12 +14,6 @@ if TYPE_CHECKING:
 
 _LARGEST_TERMINAL = 0xFFFF
 """Columns or rows: TIOCSWINSZ has 16 bits for them."""
-
-_MOST_VCPUS = 8192
-"""More than any Linux can have: CONFIG_NR_CPUS."""
-
-_MOST_MEMORY_MIB = 2**43 - 1
-"""Runtimes take bytes in a signed number of 64 bits."""
 
 
 def spec(request: sandbox_v1.CreateSandboxRequest) -> Spec:
@@ -93,7 +87,7 @@ def _check_supported(request: sandbox_v1.CreateSandboxRequest) -> None:
 
 
 def _limits(limits: sandbox_v1.ResourceLimits) -> Limits:
-    for name, most in (("vcpus", _MOST_VCPUS), ("memory_mib", _MOST_MEMORY_MIB)):
+    for name, most in (("vcpus", MOST_VCPUS), ("memory_mib", MOST_MEMORY_MIB)):
         if getattr(limits, name) > most:
             raise InvalidArgumentError(f"limits.{name} is {getattr(limits, name)}: it can be {most} at most")
     return Limits(vcpus=limits.vcpus, memory_mib=limits.memory_mib)

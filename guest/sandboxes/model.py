@@ -11,6 +11,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+MOST_VCPUS: Final = 8192
+"""More than any Linux can have: CONFIG_NR_CPUS."""
+
+MOST_MEMORY_MIB: Final = 2**43 - 1
+"""Runtimes take bytes in a signed number of 64 bits."""
+
+MOST_PROCESSES: Final = 2**22
+"""PID_MAX_LIMIT in linux/threads.h: a cgroup takes no more."""
+
+
 class State(StrEnum):
     """Where a sandbox is in its life; the names are those of the wire."""
 
