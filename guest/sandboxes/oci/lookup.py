@@ -105,8 +105,7 @@ def check_size(argv: Sequence[str], environment: Mapping[str, str]) -> None:
     Raises:
         CommandError: they are.
     """
-    sizes = [len(os.fsencode(argument)) + 1 for argument in argv]
-    sizes += [len(os.fsencode(name)) + len(os.fsencode(value)) + 2 for name, value in environment.items()]
+    sizes = [len(text.encode()) + 1 for text in (*argv, *(f"{name}={value}" for name, value in environment.items()))]
     stack, _hard = resource.getrlimit(resource.RLIMIT_STACK)
     least, most = _STACK_FOR_ARGUMENTS
     room = most if stack == resource.RLIM_INFINITY else max(least, min(stack // 4, most))
