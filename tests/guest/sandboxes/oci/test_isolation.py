@@ -65,7 +65,8 @@ async def test_its_network_is_the_loopback_which_is_its_own(boxes: Boxes) -> Non
         port = server.getsockname()[1]
         result = await box.run("nc", "127.0.0.1", str(port))
         assert b"refused" in result.stderr
-    script = "echo up | nc -l -p 7 & until nc 127.0.0.1 7 2>/dev/null </dev/null; do :; done"
+    # A FIFO that never ends: nc leaves at the end of the other's input, whatever it has still to send itself.
+    script = "mkfifo /tmp/quiet; echo up | nc -l -p 7 & until nc 127.0.0.1 7 2>/dev/null <>/tmp/quiet; do :; done"
     assert (await box.sh(script, timeout=20)).stdout == b"up\n"
 
 
