@@ -5,7 +5,7 @@ ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-ROOMS := agent guest handlers host protocol
+ROOMS := agent client guest handlers protocol
 SANDBOX_TOOLS := crun=crun catatonit=catatonit busybox=busybox-static
 
 .DEFAULT_GOAL := help
@@ -27,7 +27,7 @@ run: bytecode ## the agent in the foreground, clock and power off
 test: bytecode ## all tests: make test ARGS="-k frames"
 	@tools/debian-packages mkfs.ext4=e2fsprogs mkfs.btrfs=btrfs-progs losetup=mount $(SANDBOX_TOOLS) \
 		runc=runc mksquashfs=squashfs-tools mkfs.erofs=erofs-utils
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest --numprocesses 3 $(ARGS)
 
 check: $(VENV)/.installed ## linters, types, arrows between rooms, stale generated files
 	@tools/check
@@ -37,8 +37,8 @@ bench: bytecode ## speed and memory beside their floors: make bench ARGS=--json
 	@tools/debian-packages --optional dockerd=docker.io
 	@$(BIN)/python -m bench $(ARGS)
 
-proto: $(VENV)/.installed ## generate protocol/proto/*_pb2.py and .pyi
-	@tools/proto . && echo "generated: $$(echo protocol/proto/*_pb2.*)"
+proto: $(VENV)/.installed ## generate protocol/arcbox_protocol/proto/*_pb2.py and .pyi
+	@tools/proto . && echo "generated: $$(echo protocol/arcbox_protocol/proto/*_pb2.*)"
 
 venv: $(VENV)/.installed ## only make .venv
 	@echo "$(VENV) is ready"

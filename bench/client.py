@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, NoReturn
 
 from attrs import frozen
 
-from protocol import DEFAULT_MAX_FRAME, FrameDecoder, MessageType, arcbox_v1, encode_frame
+from arcbox_protocol import DEFAULT_MAX_FRAME, FrameDecoder, MessageType, arcbox_v1, encode_frame
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from protocol import Frame
+    from arcbox_protocol import Frame
 
 TIMEOUT = 30
 """Seconds after which a server that does not answer ends the benchmark."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from arcbox_protocol import MessageType, arcbox_v1, encode_frame
 from bench.client import UnexpectedReplyError, receive_frame, transfer
 from bench.figures import Target, compare
 from bench.rounds import interleave
-from protocol import MessageType, arcbox_v1, encode_frame
 
 if TYPE_CHECKING:
     import socket

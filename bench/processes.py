@@ -109,7 +109,7 @@ def agent(directory: Path, *, settings: str = "", settled: bool = True) -> Itera
     directory = _own_directory("agent", directory)
     config, path, notify_path = (directory / f"agent.{kind}" for kind in ("toml", "sock", "notify"))
     config.write_text(_AGENT_TOML + settings)
-    command = [sys.executable, "-m", "agent", "serve", "--config", str(config), "--listen", f"unix:{path}"]
+    command = [sys.executable, "-m", "arcbox_agent", "serve", "--config", str(config), "--listen", f"unix:{path}"]
     foreign = {"ARCBOX_AGENT_CONFIG", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_USEC"}
     env = {name: value for name, value in os.environ.items() if name not in foreign}
     env["NOTIFY_SOCKET"] = str(notify_path)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field
 
+from arcbox_protocol import FrameDecoder, MessageType, encode_frame, sandbox_v1
 from bench.client import UnexpectedReplyError
-from protocol import FrameDecoder, MessageType, encode_frame, sandbox_v1
 
 if TYPE_CHECKING:
     import socket
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
-    from protocol import Frame
+    from arcbox_protocol import Frame
 
 _BUFFER = 1 << 20
 _LENGTH = struct.Struct(">I")

@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, TypeVar
 
 from attrs import define, field
 
+from arcbox_guest.sandboxes.busybox import build
+from arcbox_guest.sandboxes.oci import hierarchies, linux
+from arcbox_guest.sandboxes.oci.namespace import MountNamespace
 from bench import docker, processes
 from bench.figures import Samples, Target, compare
 from bench.memory import resident
 from bench.processes import ServerFailedError
 from bench.rounds import interleave
 from bench.sandbox_host import SandboxHost
-from guest.sandboxes.busybox import build
-from guest.sandboxes.oci import hierarchies, linux
-from guest.sandboxes.oci.namespace import MountNamespace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

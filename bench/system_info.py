@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from arcbox_protocol import MessageType, arcbox_v1, encode_frame
 from bench.client import PING, Exchange, UnexpectedReplyError, receive_frame
 from bench.figures import Target, compare
 from bench.pings import BLOCKING
 from bench.rounds import interleave
-from protocol import MessageType, arcbox_v1, encode_frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable

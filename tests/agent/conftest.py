@@ -10,10 +10,10 @@ import pytest
 import trio
 from attrs import define, field
 
-from handlers import FileReply, QuickCommand, Registry, StreamCommand, UnaryCommand
-from handlers.files import MmapReadFile
-from handlers.system import GetSystemInfo, Ping
-from protocol import MessageType, arcbox_v1, sandbox_v1
+from arcbox_handlers import FileReply, QuickCommand, Registry, StreamCommand, UnaryCommand
+from arcbox_handlers.files import MmapReadFile
+from arcbox_handlers.system import GetSystemInfo, Ping
+from arcbox_protocol import MessageType, arcbox_v1, sandbox_v1
 from tests.agent.service_manager import Manager
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
-    from handlers import Acknowledgement, AnyCommand, Context, ReplyStream
+    from arcbox_handlers import Acknowledgement, AnyCommand, Context, ReplyStream
 
 
 @pytest.fixture

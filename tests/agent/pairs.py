@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import trio
 from trio.testing import memory_stream_pair
 
-from agent.transport import MemoryTransport, SocketTransport
+from arcbox_agent.transport import MemoryTransport, SocketTransport
 
 if TYPE_CHECKING:
     import socket
 
-    from agent.transport import MemoryStream, Transport
-    from guest.files import FileRange
+    from arcbox_agent.transport import MemoryStream, Transport
+    from arcbox_guest.files import FileRange
 
 
 class Pair(ABC):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.addresses import CID_ANY, Address, UnixAddress, VsockAddress, parse_address
+from arcbox_agent.addresses import CID_ANY, Address, UnixAddress, VsockAddress, parse_address
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ import psutil
 import pytest
 from attrs import define
 
-from agent.addresses import CID_ANY
-from host._agent_process import COMMAND, SETTINGS
-from protocol import FrameDecoder, MessageType, arcbox_v1, encode_frame
+from arcbox_agent.addresses import CID_ANY
+from arcbox_client._agent_process import COMMAND, SETTINGS
+from arcbox_protocol import FrameDecoder, MessageType, arcbox_v1, encode_frame
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

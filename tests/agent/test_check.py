@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 from attrs import evolve
 
-from agent._machine import Machine, ToolError
-from agent.check import PROBES, Finding, examine, for_people, for_programs
+from arcbox_agent._machine import Machine, ToolError
+from arcbox_agent.check import PROBES, Finding, examine, for_people, for_programs
 
 if TYPE_CHECKING:
     from collections.abc import Callable

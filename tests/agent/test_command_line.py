@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.__main__ import run
-from agent.settings import FILE_VARIABLE, Settings, show, values
-from protocol import __version__
+from arcbox_agent.__main__ import run
+from arcbox_agent.settings import FILE_VARIABLE, Settings, show, values
+from arcbox_protocol import __version__
 
-AGENT = [sys.executable, "-m", "agent"]
+AGENT = [sys.executable, "-m", "arcbox_agent"]
 
 
 @pytest.fixture(autouse=True)
@@ -173,7 +173,11 @@ def test_output_that_can_not_be_written_is_one_line() -> None:
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_descriptors_that_are_closed_are_no_trouble(closed: str) -> None:
     completed = subprocess.run(  # noqa: S602  a shell closes them
-        f'exec "{sys.executable}" -m agent config {closed}', shell=True, capture_output=True, check=False, timeout=30
+        f'exec "{sys.executable}" -m arcbox_agent config {closed}',
+        shell=True,
+        capture_output=True,
+        check=False,
+        timeout=30,
     )
     assert (completed.returncode, completed.stderr) == (0, b"")
 
@@ -181,7 +185,7 @@ def test_descriptors_that_are_closed_are_no_trouble(closed: str) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_before_the_agent_serves_ends_it_without_a_word(number: signal.Signals) -> None:
     code = (
-        "import os, agent.__main__ as program\n"
+        "import os, arcbox_agent.__main__ as program\n"
         f"program.run = lambda _: os.kill(os.getpid(), {number:d})\n"
         "program.main()\n"
         "print('still here')"
@@ -193,7 +197,7 @@ def test_a_signal_before_the_agent_serves_ends_it_without_a_word(number: signal.
 
 
 def test_a_socket_from_systemd_that_is_none_is_one_line_and_status_1() -> None:
-    script = f'LISTEN_PID=$$ LISTEN_FDS=1 exec "{sys.executable}" -m agent serve 3</dev/null'
+    script = f'LISTEN_PID=$$ LISTEN_FDS=1 exec "{sys.executable}" -m arcbox_agent serve 3</dev/null'
     completed = subprocess.run(  # noqa: S602  a shell knows its pid before it becomes the agent
         script, shell=True, capture_output=True, text=True, check=False, timeout=30
     )
@@ -204,8 +208,8 @@ def test_a_socket_from_systemd_that_is_none_is_one_line_and_status_1() -> None:
 
 def test_a_failure_that_nobody_foresaw_has_its_traceback_in_the_log_and_status_1() -> None:
     code = (
-        "import sys, agent.server, agent.__main__ as program\n"
-        "agent.server.serve = lambda _: 1 / 0\n"
+        "import sys, arcbox_agent.server, arcbox_agent.__main__ as program\n"
+        "arcbox_agent.server.serve = lambda _: 1 / 0\n"
         "sys.exit(program.run(['serve', '--listen', 'unix:/nonexistent/agent.sock']))"
     )
     completed = subprocess.run(  # noqa: S603  our own interpreter

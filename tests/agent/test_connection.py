@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
-from agent.settings import Limits
-from agent.testing import VERSION, MemoryPeer, memory_connection
-from guest.errors import ConflictError, GuestError, NotFoundError, TimedOutError, UnavailableError
-from handlers import CommandError
-from protocol import ErrorReply, Frame, MessageType, arcbox_v1, encode_frame, sandbox_v1
+from arcbox_agent.settings import Limits
+from arcbox_agent.testing import VERSION, MemoryPeer, memory_connection
+from arcbox_guest.errors import ConflictError, GuestError, NotFoundError, TimedOutError, UnavailableError
+from arcbox_handlers import CommandError
+from arcbox_protocol import ErrorReply, Frame, MessageType, arcbox_v1, encode_frame, sandbox_v1
 
 if TYPE_CHECKING:
     from tests.agent.conftest import Stage

@@ -13,15 +13,15 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from agent.connection import Connection
-from agent.settings import Limits
-from agent.testing import Peer
-from agent.transport import SocketTransport
-from guest.errors import NotFoundError
-from guest.files import FileRange
-from guest.testing import fake_guest
-from handlers import Acknowledgement, Context, FileReply
-from protocol import ErrorReply, Frame, MessageType, arcbox_v1, encode_frame, sandbox_v1
+from arcbox_agent.connection import Connection
+from arcbox_agent.settings import Limits
+from arcbox_agent.testing import Peer
+from arcbox_agent.transport import SocketTransport
+from arcbox_guest.errors import NotFoundError
+from arcbox_guest.files import FileRange
+from arcbox_guest.testing import fake_guest
+from arcbox_handlers import Acknowledgement, Context, FileReply
+from arcbox_protocol import ErrorReply, Frame, MessageType, arcbox_v1, encode_frame, sandbox_v1
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -11,18 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from agent.connection import Connection
-from agent.settings import Limits
-from guest.testing import fake_guest
-from handlers import Context, default_registry
-from protocol import ErrorReply, FrameDecoder, encode_frame, sandbox_v1
-from protocol import MessageType as T
+from arcbox_agent.connection import Connection
+from arcbox_agent.settings import Limits
+from arcbox_guest.testing import fake_guest
+from arcbox_handlers import Context, default_registry
+from arcbox_protocol import ErrorReply, FrameDecoder, encode_frame, sandbox_v1
+from arcbox_protocol import MessageType as T
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from handlers import OpenFile
-    from protocol import Buffer
+    from arcbox_handlers import OpenFile
+    from arcbox_protocol import Buffer
 
 
 class Trickle:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from agent.first_wait import with_first_wait
+from arcbox_agent.first_wait import with_first_wait
 
 
 async def test_what_never_waits_is_not_heard_of() -> None:

@@ -21,14 +21,14 @@ import trio
 from attrs import define, field, frozen
 from trio.testing import wait_all_tasks_blocked
 
-from agent.addresses import UnixAddress
-from agent.notify import Notifier
-from agent.server import Server
-from agent.settings import Limits, Settings
-from guest.testing import fake_guest
-from handlers import default_registry
-from host._agent_process import SETTINGS, running_agent
-from protocol import ErrorReply, FrameDecoder, MessageType, arcbox_v1, encode_frame, encode_header
+from arcbox_agent.addresses import UnixAddress
+from arcbox_agent.notify import Notifier
+from arcbox_agent.server import Server
+from arcbox_agent.settings import Limits, Settings
+from arcbox_client._agent_process import SETTINGS, running_agent
+from arcbox_guest.testing import fake_guest
+from arcbox_handlers import default_registry
+from arcbox_protocol import ErrorReply, FrameDecoder, MessageType, arcbox_v1, encode_frame, encode_header
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

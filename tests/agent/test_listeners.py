@@ -15,9 +15,9 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from agent import listeners
-from agent.addresses import CID_ANY, UnixAddress, VsockAddress
-from agent.listeners import Peer, SocketListener, listen, listen_patiently
+from arcbox_agent import listeners
+from arcbox_agent.addresses import CID_ANY, UnixAddress, VsockAddress
+from arcbox_agent.listeners import Peer, SocketListener, listen, listen_patiently
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,11 +18,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent._log_output import LogOutput
-from agent.logs import LogHandler
-from agent.request_context import Activity, current_activity
-from agent.settings import Log
-from protocol import Frame, MessageType
+from arcbox_agent._log_output import LogOutput
+from arcbox_agent.logs import LogHandler
+from arcbox_agent.request_context import Activity, current_activity
+from arcbox_agent.settings import Log
+from arcbox_protocol import Frame, MessageType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -302,7 +302,7 @@ def run_python(
 
 def test_records_that_were_held_back_are_written_when_the_process_ends() -> None:
     code = (
-        "import logging; from agent import logs; from agent.settings import Log;"
+        "import logging; from arcbox_agent import logs; from arcbox_agent.settings import Log;"
         "logs.configure(Log()); logging.info('the last words'); logging.debug('not wanted')"
     )
     completed = run_python(code)
@@ -311,7 +311,7 @@ def test_records_that_were_held_back_are_written_when_the_process_ends() -> None
 
 def test_python_warnings_go_to_the_log() -> None:
     code = (
-        "import warnings; from agent import logs; from agent.settings import Log;"
+        "import warnings; from arcbox_agent import logs; from arcbox_agent.settings import Log;"
         "logs.configure(Log()); warnings.warn('careful')"
     )
     record = json.loads(run_python(code).stderr)
@@ -321,7 +321,8 @@ def test_python_warnings_go_to_the_log() -> None:
 
 def test_a_process_without_standard_error_goes_on() -> None:
     code = (
-        "import sys, logging; from agent import logs; from agent.settings import Log; assert sys.stderr is None;"
+        "import sys, logging; from arcbox_agent import logs; from arcbox_agent.settings import Log;"
+        "assert sys.stderr is None;"
         "logs.configure(Log()); logging.error('nobody hears'); print('alive')"
     )
     completed = subprocess.run(  # noqa: S602  a shell closes the descriptor
@@ -338,7 +339,7 @@ def test_a_process_without_standard_error_goes_on() -> None:
 
 def test_the_log_is_readable_and_coloured_on_a_terminal_and_json_elsewhere() -> None:
     code = (
-        "import logging; from agent import logs; from agent.settings import Log;"
+        "import logging; from arcbox_agent import logs; from arcbox_agent.settings import Log;"
         "logs.configure(Log()); logging.warning('careful')"
     )
     controller, terminal = pty.openpty()
@@ -359,7 +360,7 @@ def test_the_log_is_readable_and_coloured_on_a_terminal_and_json_elsewhere() -> 
 
 def test_rendering_loads_neither_rich_nor_asyncio_and_leaves_both_to_others() -> None:
     code = (
-        "import sys, logging; from agent import logs; from agent.settings import Log;"
+        "import sys, logging; from arcbox_agent import logs; from arcbox_agent.settings import Log;"
         "logs.configure(Log()); before = 'structlog' in sys.modules; logs.warm_up();"
         "print(before, *(name in sys.modules for name in ('structlog', 'rich', 'asyncio')));"
         "import asyncio, rich; print(asyncio.run.__name__, rich.__name__)"
@@ -370,7 +371,7 @@ def test_rendering_loads_neither_rich_nor_asyncio_and_leaves_both_to_others() ->
 
 def test_a_log_that_can_not_be_rendered_at_all_does_not_fail_who_logs() -> None:
     code = (
-        "import sys, logging; from agent import logs; from agent.settings import Log;"
+        "import sys, logging; from arcbox_agent import logs; from arcbox_agent.settings import Log;"
         "sys.modules['structlog'] = None; logs.configure(Log()); logging.error('x'); print('alive')"
     )
     assert run_python(code).stdout == "alive\n"

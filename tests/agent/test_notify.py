@@ -13,7 +13,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from agent.notify import Notifier
+from arcbox_agent.notify import Notifier
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -130,7 +130,6 @@ def test_without_a_pid_the_watchdog_means_everyone() -> None:
         {"WATCHDOG_USEC": "1000000", "WATCHDOG_PID": "me"},
         {"WATCHDOG_USEC": "1000000", "WATCHDOG_PID": ""},
     ],
-    ids=str,
 )
 def test_a_watchdog_that_is_off_or_another_process_s_gets_no_beat(environ: dict[str, str]) -> None:
     assert watchdog(**environ) is None

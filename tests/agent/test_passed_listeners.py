@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.addresses import CID_ANY, UnixAddress, VsockAddress
-from agent.passed_listeners import PassedListenerError, passed_listeners
+from arcbox_agent.addresses import CID_ANY, UnixAddress, VsockAddress
+from arcbox_agent.passed_listeners import PassedListenerError, passed_listeners
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -136,7 +136,6 @@ def test_an_abstract_socket_is_named_as_systemd_writes_it(pass_on: PassOn) -> No
         {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "all"},
         {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": ""},
     ],
-    ids=str,
 )
 def test_what_was_passed_to_another_process_or_not_at_all_is_left_alone(
     environ: dict[str, str], directory: Path, pass_on: PassOn

@@ -15,8 +15,8 @@ import pytest
 import trio
 from attrs import define, field
 
-from agent.addresses import CID_ANY, Address, UnixAddress, VsockAddress
-from agent.listeners import Peer, guarded, listen
+from arcbox_agent.addresses import CID_ANY, Address, UnixAddress, VsockAddress
+from arcbox_agent.listeners import Peer, guarded, listen
 
 if TYPE_CHECKING:
     from pathlib import Path

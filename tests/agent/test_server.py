@@ -14,26 +14,26 @@ import trio
 from attrs import define, field
 from trio.testing import wait_all_tasks_blocked
 
-from agent import server as server_module
-from agent.addresses import UnixAddress
-from agent.listeners import Peer, SocketListener, listen, listen_patiently
-from agent.notify import Notifier
-from agent.server import Server, build_guest
-from agent.settings import Clock as ClockSettings
-from agent.settings import Disk as DiskSettings
-from agent.settings import Limits, Settings
-from agent.settings import Power as PowerSettings
-from agent.settings import Sandbox as SandboxSettings
-from agent.settings import Vsock as VsockSettings
-from guest.disks import Disks, TrimResult
-from guest.errors import NotSupportedError
-from guest.power import Power
-from guest.sandboxes.manager import SandboxManager
-from guest.sandboxes.model import Limits as SandboxLimits
-from guest.sandboxes.model import Spec
-from guest.testing import FakeClock, FakePowerSwitch, fake_guest
-from handlers import default_registry
-from protocol import ErrorReply, Frame, FrameDecoder, MessageType, encode_frame, sandbox_v1
+from arcbox_agent import server as server_module
+from arcbox_agent.addresses import UnixAddress
+from arcbox_agent.listeners import Peer, SocketListener, listen, listen_patiently
+from arcbox_agent.notify import Notifier
+from arcbox_agent.server import Server, build_guest
+from arcbox_agent.settings import Clock as ClockSettings
+from arcbox_agent.settings import Disk as DiskSettings
+from arcbox_agent.settings import Limits, Settings
+from arcbox_agent.settings import Power as PowerSettings
+from arcbox_agent.settings import Sandbox as SandboxSettings
+from arcbox_agent.settings import Vsock as VsockSettings
+from arcbox_guest.disks import Disks, TrimResult
+from arcbox_guest.errors import NotSupportedError
+from arcbox_guest.power import Power
+from arcbox_guest.sandboxes.manager import SandboxManager
+from arcbox_guest.sandboxes.model import Limits as SandboxLimits
+from arcbox_guest.sandboxes.model import Spec
+from arcbox_guest.testing import FakeClock, FakePowerSwitch, fake_guest
+from arcbox_handlers import default_registry
+from arcbox_protocol import ErrorReply, Frame, FrameDecoder, MessageType, encode_frame, sandbox_v1
 
 if TYPE_CHECKING:
     import socket
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
     from trio.testing import MockClock
 
-    from agent.addresses import Address
-    from guest import Guest
+    from arcbox_agent.addresses import Address
+    from arcbox_guest import Guest
     from tests.agent.conftest import Stage
     from tests.agent.service_manager import Manager
 
@@ -363,7 +363,7 @@ async def test_the_machine_is_powered_off_by_the_switch_of_the_settings_after_it
 
 
 async def test_the_mounts_of_the_settings_are_trimmed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("guest.disks.mounted_devices", lambda _mountinfo: {"/a": "1:1", "/b": "1:2"})
+    monkeypatch.setattr("arcbox_guest.disks.mounted_devices", lambda _mountinfo: {"/a": "1:1", "/b": "1:2"})
     guest = build_guest(Settings(disk=DiskSettings(trim_mounts=("/b", "/c"))))
     assert [result.mount for result in await guest.disks.trim()] == ["/b"]
 

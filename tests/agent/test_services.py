@@ -10,7 +10,7 @@ import trio
 from attrs import define, field
 from trio.testing import wait_all_tasks_blocked
 
-from agent.services import supervise
+from arcbox_agent.services import supervise
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.settings import (
+from arcbox_agent.settings import (
     BUILT_IN,
     COMMAND_LINE,
     FILE_VARIABLE,
@@ -279,8 +279,8 @@ def test_long_values_are_shown_in_part() -> None:
 
 def test_an_agent_without_a_file_imports_nothing_that_it_takes_to_read_one() -> None:
     code = (
-        "import sys, pathlib, agent.settings, agent.addresses\n"
-        "agent.settings.load(environ={}, default_file=pathlib.Path('/nonexistent'))\n"
+        "import sys, pathlib, arcbox_agent.settings, arcbox_agent.addresses\n"
+        "arcbox_agent.settings.load(environ={}, default_file=pathlib.Path('/nonexistent'))\n"
         "print([name for name in ('cattrs', 'tomllib', 'structlog', 'trio') if name in sys.modules])"
     )
     command = [sys.executable, "-c", code]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import tomllib
 from typing import TYPE_CHECKING
 
-from agent._settings_docs import PAGE, page, stale
-from agent.settings import Settings, attributes, load
+from arcbox_agent._settings_docs import PAGE, page, stale
+from arcbox_agent.settings import Settings, attributes, load
 
 if TYPE_CHECKING:
     from pathlib import Path

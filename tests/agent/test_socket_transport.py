@@ -16,8 +16,8 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from agent.transport import SEND_BUFFER, SocketTransport
-from guest.files import FileRange
+from arcbox_agent.transport import SEND_BUFFER, SocketTransport
+from arcbox_guest.files import FileRange
 from tests.agent.pairs import SocketPair, receive, receive_exactly, sent_file
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from agent.transport import RECEIVE_SIZE, Transport
-from guest.files import FileRange
+from arcbox_agent.transport import RECEIVE_SIZE, Transport
+from arcbox_guest.files import FileRange
 from tests.agent.pairs import MemoryPair, Pair, SocketPair, receive, sent_file
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ import trio
 from attrs import define, field
 from trio.testing import wait_all_tasks_blocked
 
-from agent.writer import FrameWriter
+from arcbox_agent.writer import FrameWriter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from agent.transport import Transport
-    from protocol import Buffer
+    from arcbox_agent.transport import Transport
+    from arcbox_protocol import Buffer
 
 
 @define

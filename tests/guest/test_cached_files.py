@@ -11,9 +11,9 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from guest import cached_files, page_cache
-from guest.cached_files import CachedFiles
-from guest.files import Files
+from arcbox_guest import cached_files, page_cache
+from arcbox_guest.cached_files import CachedFiles
+from arcbox_guest.files import Files
 
 CONTENT = bytes(range(256)) * 64
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from guest import files, page_cache
-from guest.cached_files import CachedFiles
-from guest.files import FileRange, Files, open_range
+from arcbox_guest import files, page_cache
+from arcbox_guest.cached_files import CachedFiles
+from arcbox_guest.files import FileRange, Files, open_range
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guest.clock import ClockFollower, SystemClock
-from guest.testing import FakeClock
+from arcbox_guest.clock import ClockFollower, SystemClock
+from arcbox_guest.testing import FakeClock
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

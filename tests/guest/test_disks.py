@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
-from guest.disks import Disks, TrimResult, mounted_devices
-from guest.errors import GuestError
+from arcbox_guest.disks import Disks, TrimResult, mounted_devices
+from arcbox_guest.errors import GuestError
 
 if TYPE_CHECKING:
     from trio.testing import MockClock

@@ -20,8 +20,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from guest.cached_files import CachedFiles
-from guest.files import open_range
+from arcbox_guest.cached_files import CachedFiles
+from arcbox_guest.files import open_range
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -210,8 +210,8 @@ def test_a_path_is_utf_8_whatever_the_locale_says(tmp_path: Path) -> None:
     path.write_bytes(b"found")
     script = """if True:
         import sys
-        from guest.cached_files import CachedFiles
-        from guest.files import open_range
+        from arcbox_guest.cached_files import CachedFiles
+        from arcbox_guest.files import open_range
         print(open_range(eval(sys.argv[1]), 0, 9, CachedFiles()).length)"""
     old_locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     command = [sys.executable, "-c", script, ascii(str(path))]

@@ -11,9 +11,9 @@ import trio
 from attrs import define, field
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from guest.errors import NotSupportedError
-from guest.power import Power, Stopper, sync_until
-from guest.testing import FakePowerSwitch
+from arcbox_guest.errors import NotSupportedError
+from arcbox_guest.power import Power, Stopper, sync_until
+from arcbox_guest.testing import FakePowerSwitch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

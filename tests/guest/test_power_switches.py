@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from guest import power_switches
-from guest.errors import GuestError
-from guest.power_switches import (
+from arcbox_guest import power_switches
+from arcbox_guest.errors import GuestError
+from arcbox_guest.power_switches import (
     KernelMachine,
     Pid1PowerSwitch,
     SystemdPowerSwitch,

@@ -16,8 +16,8 @@ from attrs import asdict, evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guest.system import System, SystemInfo, reachable, read_cpu_count, warm_up
-from guest.testing import fake_system
+from arcbox_guest.system import System, SystemInfo, reachable, read_cpu_count, warm_up
+from arcbox_guest.testing import fake_system
 
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -144,7 +144,7 @@ def test_looking_at_the_machine_runs_no_child_process() -> None:
 import sys
 events = []
 sys.addaudithook(lambda event, arguments: events.append(event) if event in {forbidden} else None)
-from guest.system import System
+from arcbox_guest.system import System
 assert System().info().hostname
 print(events)
 """
@@ -154,7 +154,7 @@ print(events)
 def test_after_a_warm_up_looking_at_the_machine_imports_nothing() -> None:
     script = """
 import sys
-from guest.system import System, warm_up
+from arcbox_guest.system import System, warm_up
 assert "psutil" not in sys.modules, "a ping should not wait for it"
 warm_up()
 before = set(sys.modules)

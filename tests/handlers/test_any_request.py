@@ -9,8 +9,8 @@ from google.protobuf.message_factory import GetMessageClass
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.testing import memory_connection
-from protocol import EXCHANGES, ErrorReply, MessageType
+from arcbox_agent.testing import memory_connection
+from arcbox_protocol import EXCHANGES, ErrorReply, MessageType
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message

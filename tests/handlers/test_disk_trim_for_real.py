@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import pytest
 from attrs import define, field, frozen
 
-from guest.disks import Disks, fitrim
-from guest.errors import GuestError
-from guest.testing import fake_guest
-from handlers import Context, error_reply
-from handlers.disks import DiskTrim
-from protocol import arcbox_v1
+from arcbox_guest.disks import Disks, fitrim
+from arcbox_guest.errors import GuestError
+from arcbox_guest.testing import fake_guest
+from arcbox_handlers import Context, error_reply
+from arcbox_handlers.disks import DiskTrim
+from arcbox_protocol import arcbox_v1
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

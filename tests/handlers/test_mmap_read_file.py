@@ -13,11 +13,11 @@ import trio
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from guest.files import FileRange
-from guest.testing import fake_guest
-from handlers import CommandError, Context, FileReply, error_reply
-from handlers.files import MmapReadFile, _reply
-from protocol import arcbox_v1
+from arcbox_guest.files import FileRange
+from arcbox_guest.testing import fake_guest
+from arcbox_handlers import CommandError, Context, FileReply, error_reply
+from arcbox_handlers.files import MmapReadFile, _reply
+from arcbox_protocol import arcbox_v1
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -167,7 +167,7 @@ async def test_an_error_without_a_number_is_an_input_output_error(monkeypatch: p
         await trio.lowlevel.checkpoint()
         raise OSError("strange")
 
-    monkeypatch.setattr("guest.files.Files.open_range", fail)
+    monkeypatch.setattr("arcbox_guest.files.Files.open_range", fail)
     assert await refused("/etc/passwd") == errno.EIO
 
 

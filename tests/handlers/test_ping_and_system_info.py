@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from attrs import evolve
 
-from guest.clock import ClockFollower
-from guest.system import System
-from guest.testing import FakeClock, fake_guest, fake_system
-from handlers import Context
-from handlers.system import GetSystemInfo, Ping
-from protocol import arcbox_v1
+from arcbox_guest.clock import ClockFollower
+from arcbox_guest.system import System
+from arcbox_guest.testing import FakeClock, fake_guest, fake_system
+from arcbox_handlers import Context
+from arcbox_handlers.system import GetSystemInfo, Ping
+from arcbox_protocol import arcbox_v1
 
 
 def ping(clock: FakeClock | None = None, *, follow: bool = True, **fields: str | int) -> arcbox_v1.AgentPingResponse:

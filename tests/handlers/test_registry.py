@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from guest import errors as guest_errors
-from handlers import CommandError, Registry, UnaryCommand, default_registry, error_reply
-from handlers.disks import DiskTrim
-from handlers.system import Ping
-from protocol import EXCHANGES, MessageType
-from protocol.errors import InvalidPayloadError
+from arcbox_guest import errors as guest_errors
+from arcbox_handlers import CommandError, Registry, UnaryCommand, default_registry, error_reply
+from arcbox_handlers.disks import DiskTrim
+from arcbox_handlers.system import Ping
+from arcbox_protocol import EXCHANGES, MessageType
+from arcbox_protocol.errors import InvalidPayloadError
 
 NOW_SUPPORTED = {
     MessageType.PingRequest,

@@ -8,12 +8,12 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from guest.errors import NotSupportedError
-from guest.power import Power, Stopper
-from guest.testing import FakePowerSwitch, fake_guest
-from handlers import Acknowledgement, Context, error_reply
-from handlers.power import Shutdown
-from protocol import arcbox_v1
+from arcbox_guest.errors import NotSupportedError
+from arcbox_guest.power import Power, Stopper
+from arcbox_guest.testing import FakePowerSwitch, fake_guest
+from arcbox_handlers import Acknowledgement, Context, error_reply
+from arcbox_handlers.power import Shutdown
+from arcbox_protocol import arcbox_v1
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -16,14 +16,14 @@ import pytest
 import trio
 from attrs import define
 
-from agent.transport import SocketTransport
-from agent.writer import FrameWriter
-from guest.files import FileRange
-from guest.testing import fake_guest
-from handlers import CommandError, Context, FileReply
-from handlers.files import MmapReadFile, _reply
-from handlers.system import Ping
-from protocol import Frame, FrameDecoder, MessageType, arcbox_v1
+from arcbox_agent.transport import SocketTransport
+from arcbox_agent.writer import FrameWriter
+from arcbox_guest.files import FileRange
+from arcbox_guest.testing import fake_guest
+from arcbox_handlers import CommandError, Context, FileReply
+from arcbox_handlers.files import MmapReadFile, _reply
+from arcbox_handlers.system import Ping
+from arcbox_protocol import Frame, FrameDecoder, MessageType, arcbox_v1
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -15,12 +15,12 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from agent.transport import SocketTransport
-from agent.writer import FrameWriter
-from guest.testing import fake_guest
-from handlers import Context, FileReply
-from handlers.files import MmapReadFile
-from protocol import Frame, FrameDecoder, MessageType, arcbox_v1
+from arcbox_agent.transport import SocketTransport
+from arcbox_agent.writer import FrameWriter
+from arcbox_guest.testing import fake_guest
+from arcbox_handlers import Context, FileReply
+from arcbox_handlers.files import MmapReadFile
+from arcbox_protocol import Frame, FrameDecoder, MessageType, arcbox_v1
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol import ErrorReply
-from protocol.errors import InvalidPayloadError
+from arcbox_protocol import ErrorReply
+from arcbox_protocol.errors import InvalidPayloadError
 
 
 def test_an_error_reply_is_laid_out_as_code_length_message() -> None:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol import Frame, FrameDecoder, encode_frame
+from arcbox_protocol import Frame, FrameDecoder, encode_frame
 
 if TYPE_CHECKING:
-    from protocol.errors import FrameError
+    from arcbox_protocol.errors import FrameError
 
 MAX_FRAME = 4_096
 

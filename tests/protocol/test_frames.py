@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 
-from protocol import (
+from arcbox_protocol import (
     DEFAULT_MAX_FRAME,
     MAX_LENGTH,
     MAX_TRACE_ID,
@@ -15,7 +15,7 @@ from protocol import (
     encode_frame,
     encode_header,
 )
-from protocol.errors import (
+from arcbox_protocol.errors import (
     ErrorCode,
     FrameTooLargeError,
     LocalProtocolError,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, TypedDict
 import pytest
 from google.protobuf.json_format import MessageToDict, ParseDict
 
-from protocol import EXCHANGES, NOTIFICATIONS, Frame, FrameDecoder, MessageType, encode_frame
-from protocol.errors import FrameTooLargeError, MalformedFrameError
+from arcbox_protocol import EXCHANGES, NOTIFICATIONS, Frame, FrameDecoder, MessageType, encode_frame
+from arcbox_protocol.errors import FrameTooLargeError, MalformedFrameError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
 
-from protocol import EXCHANGES, NOTIFICATIONS, Exchange, MessageType, arcbox_v1, describe_type, sandbox_v1
+from arcbox_protocol import EXCHANGES, NOTIFICATIONS, Exchange, MessageType, arcbox_v1, describe_type, sandbox_v1
 
 HERE = Path(__file__).parent
 

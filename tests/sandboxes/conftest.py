@@ -13,17 +13,17 @@ import pytest
 import trio
 from attrs import define
 
-from guest.sandboxes.busybox import build
-from host import connect
-from host._agent_process import SETTINGS, RunningAgent, running_agent
-from protocol import sandbox_v1
+from arcbox_client import connect
+from arcbox_client._agent_process import SETTINGS, RunningAgent, running_agent
+from arcbox_guest.sandboxes.busybox import build
+from arcbox_protocol import sandbox_v1
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from typing import Unpack
 
-    from host import AgentClient
-    from host._sandbox_requests import SandboxOptions
+    from arcbox_client import AgentClient
+    from arcbox_client._sandbox_requests import SandboxOptions
 
 NEEDED = {"crun": "crun", "catatonit": "catatonit", "busybox": "busybox-static"}
 """Programs, by their Debian packages."""
@@ -75,7 +75,7 @@ class Machine:
 
     def cgroups(self) -> list[Path]:
         """Those of any sandbox of a driver whose directory is below ours."""
-        from guest.sandboxes.oci.driver import OciDriver  # noqa: PLC0415  only its name for them is wanted
+        from arcbox_guest.sandboxes.oci.driver import OciDriver  # noqa: PLC0415  only its name for them is wanted
 
         name = OciDriver(self.directory / "sandboxes")._cgroup
         roots = [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()]

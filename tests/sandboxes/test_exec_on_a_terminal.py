@@ -12,13 +12,13 @@ import psutil
 import pytest
 import trio
 
-from tests.host.terminal import on_a_terminal
+from tests.client.terminal import on_a_terminal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from host import AgentClient
-    from tests.host.terminal import Terminal
+    from arcbox_client import AgentClient
+    from tests.client.terminal import Terminal
     from tests.sandboxes.conftest import Machine
 
 SHELL = ("env", "PS1=$ ", "sh")
@@ -29,7 +29,7 @@ async def attached(machine: Machine, client: AgentClient, *command: str) -> Asyn
     """Somebody who has just typed `arcboxctl sandbox exec -it box COMMAND`."""
     await machine.ready(client, "box")
     assert machine.agent is not None
-    arcboxctl = [sys.executable, "-m", "host.cli", "sandbox", "exec", "-it", "box", *command]
+    arcboxctl = [sys.executable, "-m", "arcbox_client.cli", "sandbox", "exec", "-it", "box", *command]
     with trio.fail_after(30):
         async with on_a_terminal(arcboxctl, {"ARCBOX_CONNECT": machine.agent.address}, columns=91, rows=33) as terminal:
             yield terminal

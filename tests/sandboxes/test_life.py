@@ -9,12 +9,12 @@ import psutil
 import pytest
 import trio
 
-from host.errors import BadRequestError, ConflictError, ConnectionLostError, NotFoundError, NotSupportedError
-from protocol import sandbox_v1
+from arcbox_client.errors import BadRequestError, ConflictError, ConnectionLostError, NotFoundError, NotSupportedError
+from arcbox_protocol import sandbox_v1
 
 if TYPE_CHECKING:
-    from host import AgentClient
-    from host._agent_process import RunningAgent
+    from arcbox_client import AgentClient
+    from arcbox_client._agent_process import RunningAgent
     from tests.sandboxes.conftest import Machine
 
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from agent.settings import Settings
-from host.client import DEFAULT_DATA_DIR
-from host.errors import FileReadError, NotFoundError
+from arcbox_agent.settings import Settings
+from arcbox_client.client import DEFAULT_DATA_DIR
+from arcbox_client.errors import FileReadError, NotFoundError
 
 if TYPE_CHECKING:
-    from host import AgentClient
+    from arcbox_client import AgentClient
     from tests.sandboxes.conftest import Machine
 
 LIMIT = 256 * 1024
@@ -76,7 +76,7 @@ async def test_a_log_can_be_read_after_its_agent_was_killed(machine: Machine) ->
 async def arcboxctl(machine: Machine, *arguments: str) -> tuple[int, bytes, bytes]:
     assert machine.agent is not None
     done = await trio.run_process(
-        [sys.executable, "-m", "host.cli", "sandbox", "logs", *arguments],
+        [sys.executable, "-m", "arcbox_client.cli", "sandbox", "logs", *arguments],
         env={**os.environ, "ARCBOX_CONNECT": machine.agent.address, "ARCBOX_SANDBOX_DATA_DIR": machine.data_dir},
         capture_stdout=True,
         capture_stderr=True,

@@ -12,10 +12,10 @@ import pytest
 import trio
 from attrs import frozen
 
-from protocol import sandbox_v1
+from arcbox_protocol import sandbox_v1
 
 if TYPE_CHECKING:
-    from host import AgentClient
+    from arcbox_client import AgentClient
     from tests.sandboxes.conftest import Machine
 
 CYCLES = int(os.environ.get("ARCBOX_TEST_CYCLES", "40"))

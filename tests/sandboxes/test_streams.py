@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from host import connect
-from protocol import MessageType, encode_frame, sandbox_v1
+from arcbox_client import connect
+from arcbox_protocol import MessageType, encode_frame, sandbox_v1
 
 if TYPE_CHECKING:
-    from host import AgentClient
-    from host._agent_process import RunningAgent
+    from arcbox_client import AgentClient
+    from arcbox_client._agent_process import RunningAgent
     from tests.sandboxes.conftest import Machine
 
 MEBIBYTE = 1 << 20

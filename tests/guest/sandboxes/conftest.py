@@ -11,18 +11,18 @@ import trio
 from attrs import Factory, define, field
 from trio.testing import wait_all_tasks_blocked
 
-from guest.sandboxes.events import EventHub
-from guest.sandboxes.manager import Defaults, SandboxManager
-from guest.sandboxes.model import Limits, Spec
-from guest.sandboxes.records import Records
-from guest.sandboxes.testing import ROOTFS, FakeDriver
+from arcbox_guest.sandboxes.events import EventHub
+from arcbox_guest.sandboxes.manager import Defaults, SandboxManager
+from arcbox_guest.sandboxes.model import Limits, Spec
+from arcbox_guest.sandboxes.records import Records
+from arcbox_guest.sandboxes.testing import ROOTFS, FakeDriver
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
     from types import ModuleType
 
-    from guest.sandboxes.driver import Driver
-    from guest.sandboxes.model import Action
+    from arcbox_guest.sandboxes.driver import Driver
+    from arcbox_guest.sandboxes.model import Action
 
 pytest.register_assert_rewrite("tests.guest.sandboxes.stories")
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import trio
 from attrs import define
 
-from guest.sandboxes.busybox import build
-from guest.sandboxes.oci.driver import OciDriver
+from arcbox_guest.sandboxes.busybox import build
+from arcbox_guest.sandboxes.oci.driver import OciDriver
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

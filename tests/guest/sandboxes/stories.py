@@ -13,15 +13,15 @@ import trio
 from attrs import Factory, define, field, frozen
 from hypothesis import strategies as st
 
-from guest.errors import GuestError, NotFoundError, UnavailableError
-from guest.sandboxes import states
-from guest.sandboxes.events import EventHub
-from guest.sandboxes.model import Action, Command, Sandbox, Spec, State
-from guest.sandboxes.records import read
+from arcbox_guest.errors import GuestError, NotFoundError, UnavailableError
+from arcbox_guest.sandboxes import states
+from arcbox_guest.sandboxes.events import EventHub
+from arcbox_guest.sandboxes.model import Action, Command, Sandbox, Spec, State
+from arcbox_guest.sandboxes.records import read
 
 if TYPE_CHECKING:
-    from guest.sandboxes.manager import SandboxManager
-    from guest.sandboxes.records import Records
+    from arcbox_guest.sandboxes.manager import SandboxManager
+    from arcbox_guest.sandboxes.records import Records
 
 LEADS: Final[Mapping[tuple[str, str], str]] = {
     ("", "created"): "starting",

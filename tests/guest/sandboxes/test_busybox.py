@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from guest.errors import ConflictError, GuestError, InvalidArgumentError, UnavailableError
-from guest.sandboxes.busybox import build
+from arcbox_guest.errors import ConflictError, GuestError, InvalidArgumentError, UnavailableError
+from arcbox_guest.sandboxes.busybox import build
 
 pytestmark = pytest.mark.skipif(shutil.which("busybox") is None, reason="needs busybox, of Debian's busybox-static")
 

@@ -9,11 +9,11 @@ import trio
 from attrs import evolve
 from trio.testing import wait_all_tasks_blocked
 
-from guest.errors import InvalidArgumentError
-from guest.sandboxes.model import Command, Spec, TerminalSize
+from arcbox_guest.errors import InvalidArgumentError
+from arcbox_guest.sandboxes.model import Command, Spec, TerminalSize
 
 if TYPE_CHECKING:
-    from guest.sandboxes.driver import Driver, Output, Process
+    from arcbox_guest.sandboxes.driver import Driver, Output, Process
 
 MEGABYTE = 1_000_000
 

@@ -11,11 +11,11 @@ import trio
 from attrs import evolve
 from trio.testing import wait_all_tasks_blocked
 
-from guest.errors import GuestError, InvalidArgumentError, UnavailableError
-from guest.sandboxes.model import BindMount, Command, Spec
+from arcbox_guest.errors import GuestError, InvalidArgumentError, UnavailableError
+from arcbox_guest.sandboxes.model import BindMount, Command, Spec
 
 if TYPE_CHECKING:
-    from guest.sandboxes.driver import Driver, Process
+    from arcbox_guest.sandboxes.driver import Driver, Process
     from tests.guest.sandboxes.conftest import World
 
 SLEEP = Command(argv=("sleep", "1000"))

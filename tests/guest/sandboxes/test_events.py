@@ -8,14 +8,14 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from guest.errors import UnavailableError
-from guest.sandboxes.events import BACKLOG, Event, EventHub
-from guest.sandboxes.model import Action
+from arcbox_guest.errors import UnavailableError
+from arcbox_guest.sandboxes.events import BACKLOG, Event, EventHub
+from arcbox_guest.sandboxes.model import Action
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
 
-    from guest.sandboxes.events import Subscription
+    from arcbox_guest.sandboxes.events import Subscription
 
 
 async def taken(subscription: Subscription) -> list[Event]:

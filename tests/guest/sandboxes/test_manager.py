@@ -10,18 +10,18 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from guest.errors import ConflictError, GuestError, InvalidArgumentError, NotFoundError, UnavailableError
-from guest.sandboxes.events import EventHub
-from guest.sandboxes.manager import Defaults, SandboxManager
-from guest.sandboxes.model import Action, Limits, Spec, State, Statistics
-from guest.sandboxes.testing import ROOTFS, FakeDriver
+from arcbox_guest.errors import ConflictError, GuestError, InvalidArgumentError, NotFoundError, UnavailableError
+from arcbox_guest.sandboxes.events import EventHub
+from arcbox_guest.sandboxes.manager import Defaults, SandboxManager
+from arcbox_guest.sandboxes.model import Action, Limits, Spec, State, Statistics
+from arcbox_guest.sandboxes.testing import ROOTFS, FakeDriver
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from trio.testing import MockClock
 
-    from guest.sandboxes.records import Records
+    from arcbox_guest.sandboxes.records import Records
     from tests.guest.sandboxes.conftest import FakeAgent
 
 

@@ -8,8 +8,8 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from guest.errors import ConflictError, GuestError, NotFoundError, TimedOutError
-from guest.sandboxes.model import Command, Spec
+from arcbox_guest.errors import ConflictError, GuestError, NotFoundError, TimedOutError
+from arcbox_guest.sandboxes.model import Command, Spec
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

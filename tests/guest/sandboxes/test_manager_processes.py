@@ -8,10 +8,10 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from guest.errors import ConflictError, InvalidArgumentError, NotFoundError, UnavailableError
-from guest.sandboxes import states
-from guest.sandboxes.model import Action, Command, Spec, State, TerminalSize
-from guest.sandboxes.output_log import DEFAULT_LIMIT
+from arcbox_guest.errors import ConflictError, InvalidArgumentError, NotFoundError, UnavailableError
+from arcbox_guest.sandboxes import states
+from arcbox_guest.sandboxes.model import Action, Command, Spec, State, TerminalSize
+from arcbox_guest.sandboxes.output_log import DEFAULT_LIMIT
 
 if TYPE_CHECKING:
     from trio.testing import MockClock

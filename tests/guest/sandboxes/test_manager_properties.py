@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from guest.errors import GuestError
-from guest.sandboxes import states
-from guest.sandboxes.manager import Defaults, SandboxManager
-from guest.sandboxes.model import Command, Sandbox, Spec, State
-from guest.sandboxes.records import Records
-from guest.sandboxes.testing import ROOTFS, FakeDriver
+from arcbox_guest.errors import GuestError
+from arcbox_guest.sandboxes import states
+from arcbox_guest.sandboxes.manager import Defaults, SandboxManager
+from arcbox_guest.sandboxes.model import Command, Sandbox, Spec, State
+from arcbox_guest.sandboxes.records import Records
+from arcbox_guest.sandboxes.testing import ROOTFS, FakeDriver
 from tests.guest.sandboxes import stories
 from tests.guest.sandboxes.stories import DriverBug, Happening, Happenings, Listener, Story
 

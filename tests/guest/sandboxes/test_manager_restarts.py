@@ -9,9 +9,9 @@ import trio
 from attrs import evolve
 from trio.testing import wait_all_tasks_blocked
 
-from guest.errors import ConflictError, GuestError
-from guest.sandboxes.model import Command, Spec, State
-from guest.sandboxes.testing import FakeDriver
+from arcbox_guest.errors import ConflictError, GuestError
+from arcbox_guest.sandboxes.model import Command, Spec, State
+from arcbox_guest.sandboxes.testing import FakeDriver
 
 if TYPE_CHECKING:
     from trio.testing import MockClock

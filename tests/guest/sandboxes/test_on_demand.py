@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from guest.sandboxes.model import Command, Spec
-from guest.sandboxes.on_demand import OnDemandDriver
-from guest.sandboxes.testing import ROOTFS, FakeDriver
+from arcbox_guest.sandboxes.model import Command, Spec
+from arcbox_guest.sandboxes.on_demand import OnDemandDriver
+from arcbox_guest.sandboxes.testing import ROOTFS, FakeDriver
 
 if TYPE_CHECKING:
     from pathlib import Path

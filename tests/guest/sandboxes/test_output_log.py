@@ -15,10 +15,10 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guest.sandboxes.model import Command, Spec
-from guest.sandboxes.output_log import DEFAULT_LIMIT, OutputLog, append
-from guest.sandboxes.records import Records
-from guest.sandboxes.testing import ROOTFS, FakeDriver
+from arcbox_guest.sandboxes.model import Command, Spec
+from arcbox_guest.sandboxes.output_log import DEFAULT_LIMIT, OutputLog, append
+from arcbox_guest.sandboxes.records import Records
+from arcbox_guest.sandboxes.testing import ROOTFS, FakeDriver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

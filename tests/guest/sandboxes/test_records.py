@@ -12,8 +12,8 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guest.sandboxes.model import BindMount, Limits, Sandbox, Spec, State
-from guest.sandboxes.records import Records, decode, encode
+from arcbox_guest.sandboxes.model import BindMount, Limits, Sandbox, Spec, State
+from arcbox_guest.sandboxes.records import Records, decode, encode
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,9 +7,9 @@ from itertools import product
 
 import pytest
 
-from guest.errors import ConflictError
-from guest.sandboxes import states
-from guest.sandboxes.model import Action, Sandbox, Spec, State
+from arcbox_guest.errors import ConflictError
+from arcbox_guest.sandboxes import states
+from arcbox_guest.sandboxes.model import Action, Sandbox, Spec, State
 
 STORY = re.compile(r"created( ready( running idle)*( running)?)?(( stopping( stopped| failed)?| failed)( removed)?)?")
 """All that can happen to a sandbox, in order."""

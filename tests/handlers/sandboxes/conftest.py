@@ -9,26 +9,26 @@ import pytest
 import trio
 from attrs import Factory, define, field
 
-from agent.connection import Connection
-from agent.settings import Limits
-from agent.testing import MemoryPeer, memory_connection
-from agent.transport import SocketTransport
-from guest.sandboxes._fake_programs import Program
-from guest.sandboxes.events import EventHub
-from guest.sandboxes.manager import Defaults, SandboxManager
-from guest.sandboxes.model import Action, Sandbox, Spec
-from guest.sandboxes.testing import ROOTFS, FakeDriver, FakeProcess, FakeRecords
-from guest.testing import fake_guest
-from handlers import Context, default_registry
-from protocol import ErrorReply, Frame, FrameDecoder, MessageType, encode_frame
+from arcbox_agent.connection import Connection
+from arcbox_agent.settings import Limits
+from arcbox_agent.testing import MemoryPeer, memory_connection
+from arcbox_agent.transport import SocketTransport
+from arcbox_guest.sandboxes._fake_programs import Program
+from arcbox_guest.sandboxes.events import EventHub
+from arcbox_guest.sandboxes.manager import Defaults, SandboxManager
+from arcbox_guest.sandboxes.model import Action, Sandbox, Spec
+from arcbox_guest.sandboxes.testing import ROOTFS, FakeDriver, FakeProcess, FakeRecords
+from arcbox_guest.testing import fake_guest
+from arcbox_handlers import Context, default_registry
+from arcbox_protocol import ErrorReply, Frame, FrameDecoder, MessageType, encode_frame
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from google.protobuf.message import Message
 
-    from guest import Guest
-    from guest.sandboxes.model import TerminalSize
+    from arcbox_guest import Guest
+    from arcbox_guest.sandboxes.model import TerminalSize
 
 ReplyT = TypeVar("ReplyT", bound="Message")
 

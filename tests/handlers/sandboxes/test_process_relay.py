@@ -8,15 +8,15 @@ import pytest
 import trio
 from attrs import define, field
 
-from handlers._process_relay import relay
-from protocol import Frame, MessageType, sandbox_v1
+from arcbox_handlers._process_relay import relay
+from arcbox_protocol import Frame, MessageType, sandbox_v1
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
     from trio.testing import MockClock
 
-    from guest.sandboxes.model import TerminalSize
-    from protocol import Buffer
+    from arcbox_guest.sandboxes.model import TerminalSize
+    from arcbox_protocol import Buffer
 
 
 @define(eq=False)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from trio.testing import wait_all_tasks_blocked
 
-from guest.sandboxes.events import BACKLOG
-from guest.sandboxes.model import Action
-from protocol import ErrorReply, MessageType, sandbox_v1
+from arcbox_guest.sandboxes.events import BACKLOG
+from arcbox_guest.sandboxes.model import Action
+from arcbox_protocol import ErrorReply, MessageType, sandbox_v1
 
 if TYPE_CHECKING:
     from tests.handlers.sandboxes.conftest import Rig

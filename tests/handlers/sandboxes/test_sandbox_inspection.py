@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from trio.testing import wait_all_tasks_blocked
 
-from agent.testing import memory_connection
-from guest.errors import GuestError
-from guest.sandboxes.model import Action, Limits
-from protocol import MessageType, sandbox_v1
+from arcbox_agent.testing import memory_connection
+from arcbox_guest.errors import GuestError
+from arcbox_guest.sandboxes.model import Action, Limits
+from arcbox_protocol import MessageType, sandbox_v1
 
 if TYPE_CHECKING:
     import trio

@@ -8,12 +8,12 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from guest.errors import GuestError, InvalidArgumentError, UnavailableError
-from guest.sandboxes.model import Action, Command, State
-from protocol import ErrorReply, MessageType, sandbox_v1
+from arcbox_guest.errors import GuestError, InvalidArgumentError, UnavailableError
+from arcbox_guest.sandboxes.model import Action, Command, State
+from arcbox_protocol import ErrorReply, MessageType, sandbox_v1
 
 if TYPE_CHECKING:
-    from guest.sandboxes.testing import FakeProcess
+    from arcbox_guest.sandboxes.testing import FakeProcess
     from tests.handlers.sandboxes.conftest import Rig
 
 RUN, EXEC = MessageType.SandboxRunRequest, MessageType.SandboxExecRequest
@@ -100,7 +100,7 @@ async def test_the_timeout_kills(rig: Rig, autojump_clock: MockClock, kind: Mess
 async def test_pieces_of_any_size_arrive_as_they_are_in_one_frame_each(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    monkeypatch.setattr("guest.sandboxes._fake_programs.PIECE", 1 << 22)
+    monkeypatch.setattr("arcbox_guest.sandboxes._fake_programs.PIECE", 1 << 22)
     process = await start(rig)
     data = bytes(index % 251 for index in range(size))
     process.write(data)

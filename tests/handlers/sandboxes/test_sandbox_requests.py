@@ -9,10 +9,10 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from guest.errors import GuestError
-from guest.sandboxes.model import Action, BindMount, Limits, Spec, State
-from handlers.sandboxes import SandboxCreate
-from protocol import MessageType, sandbox_v1
+from arcbox_guest.errors import GuestError
+from arcbox_guest.sandboxes.model import Action, BindMount, Limits, Spec, State
+from arcbox_handlers.sandboxes import SandboxCreate
+from arcbox_protocol import MessageType, sandbox_v1
 
 if TYPE_CHECKING:
     from trio.testing import MockClock

@@ -9,10 +9,10 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from protocol import MessageType, sandbox_v1
+from arcbox_protocol import MessageType, sandbox_v1
 
 if TYPE_CHECKING:
-    from guest.sandboxes.testing import FakeProcess
+    from arcbox_guest.sandboxes.testing import FakeProcess
     from tests.handlers.sandboxes.conftest import SocketRig
 
 PIECE = 65536

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from trio.testing import wait_all_tasks_blocked
 
-from guest.sandboxes.model import TerminalSize
-from protocol import MessageType, sandbox_v1
+from arcbox_guest.sandboxes.model import TerminalSize
+from arcbox_protocol import MessageType, sandbox_v1
 
 if TYPE_CHECKING:
     from tests.handlers.sandboxes.conftest import Rig, Scripted

@@ -10,13 +10,13 @@ import pytest
 import trio
 from attrs import define, field, frozen
 
-from guest.sandboxes.model import BindMount, Command, Limits, Spec
+from arcbox_guest.sandboxes.model import BindMount, Command, Limits, Spec
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from guest.sandboxes.driver import Driver, Output
-    from guest.sandboxes.oci.driver import OciDriver
+    from arcbox_guest.sandboxes.driver import Driver, Output
+    from arcbox_guest.sandboxes.oci.driver import OciDriver
 
 
 class World(Protocol):

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from guest.errors import NotSupportedError
-from guest.sandboxes.model import Statistics
-from guest.sandboxes.oci import hierarchies
-from guest.sandboxes.oci.cgroups import SandboxCgroups
-from guest.sandboxes.oci.hierarchies import Hierarchies
+from arcbox_guest.errors import NotSupportedError
+from arcbox_guest.sandboxes.model import Statistics
+from arcbox_guest.sandboxes.oci import hierarchies
+from arcbox_guest.sandboxes.oci.cgroups import SandboxCgroups
+from arcbox_guest.sandboxes.oci.hierarchies import Hierarchies
 
 if TYPE_CHECKING:
     from pathlib import Path

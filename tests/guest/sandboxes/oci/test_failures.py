@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from guest.errors import GuestError, NotSupportedError, TimedOutError, UnavailableError
-from guest.sandboxes.model import Command, Limits, Spec, TerminalSize
-from guest.sandboxes.oci import clients, runtime, terminals
-from guest.sandboxes.oci.driver import OciDriver
+from arcbox_guest.errors import GuestError, NotSupportedError, TimedOutError, UnavailableError
+from arcbox_guest.sandboxes.model import Command, Limits, Spec, TerminalSize
+from arcbox_guest.sandboxes.oci import clients, runtime, terminals
+from arcbox_guest.sandboxes.oci.driver import OciDriver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from guest.sandboxes.driver import Process
+    from arcbox_guest.sandboxes.driver import Process
     from tests.guest.sandboxes.oci.conftest import Boxes, World
 
 
@@ -281,8 +281,8 @@ async def test_processes_that_are_being_started_while_their_sandbox_ends_are_kil
 AGENT = """
 import sys, trio
 from pathlib import Path
-from guest.sandboxes.model import Command, Limits, Spec
-from guest.sandboxes.oci.driver import OciDriver
+from arcbox_guest.sandboxes.model import Command, Limits, Spec
+from arcbox_guest.sandboxes.oci.driver import OciDriver
 
 async def main():
     driver = OciDriver(Path(sys.argv[1]), sys.argv[3])

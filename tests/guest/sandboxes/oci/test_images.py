@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from guest.errors import GuestError, InvalidArgumentError
-from guest.sandboxes.busybox import build
-from guest.sandboxes.model import BindMount
-from guest.sandboxes.oci.driver import OciDriver
+from arcbox_guest.errors import GuestError, InvalidArgumentError
+from arcbox_guest.sandboxes.busybox import build
+from arcbox_guest.sandboxes.model import BindMount
+from arcbox_guest.sandboxes.oci.driver import OciDriver
 
 if TYPE_CHECKING:
     from tests.guest.sandboxes.oci.conftest import Boxes, World

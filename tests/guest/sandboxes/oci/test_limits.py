@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from guest.sandboxes.model import Command
-from guest.sandboxes.oci.driver import OciDriver
+from arcbox_guest.sandboxes.model import Command
+from arcbox_guest.sandboxes.oci.driver import OciDriver
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
-    from guest.sandboxes.driver import Process
+    from arcbox_guest.sandboxes.driver import Process
     from tests.guest.sandboxes.oci.conftest import Boxes, World
 
 FORK_BOMB = "bomb() { bomb | bomb & }; bomb; sleep 1000"

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from guest.errors import GuestError, InvalidArgumentError
-from guest.sandboxes.busybox import build
-from guest.sandboxes.model import BindMount, Limits, Spec
+from arcbox_guest.errors import GuestError, InvalidArgumentError
+from arcbox_guest.sandboxes.busybox import build
+from arcbox_guest.sandboxes.model import BindMount, Limits, Spec
 from tests.guest.sandboxes.oci.conftest import Box
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from guest.sandboxes.oci.clients import Client, PipedClient
-from guest.sandboxes.oci.processes import piped, with_terminal
+from arcbox_guest.sandboxes.oci.clients import Client, PipedClient
+from arcbox_guest.sandboxes.oci.processes import piped, with_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

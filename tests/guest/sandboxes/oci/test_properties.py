@@ -20,12 +20,12 @@ from attrs import define, evolve, field
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from guest.sandboxes import life, manager, states
-from guest.sandboxes.busybox import build
-from guest.sandboxes.manager import Defaults, SandboxManager
-from guest.sandboxes.model import Command, Limits, Sandbox, Spec, State, TerminalSize
-from guest.sandboxes.oci.driver import OciDriver
-from guest.sandboxes.records import Records
+from arcbox_guest.sandboxes import life, manager, states
+from arcbox_guest.sandboxes.busybox import build
+from arcbox_guest.sandboxes.manager import Defaults, SandboxManager
+from arcbox_guest.sandboxes.model import Command, Limits, Sandbox, Spec, State, TerminalSize
+from arcbox_guest.sandboxes.oci.driver import OciDriver
+from arcbox_guest.sandboxes.records import Records
 from tests.guest.sandboxes import stories
 from tests.guest.sandboxes.oci_world import OciWorld, processes
 from tests.guest.sandboxes.stories import Client, Happening, Happenings, Listener, Story

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from guest.sandboxes.model import Command
-from guest.sandboxes.oci.sealed import SealedProgram
+from arcbox_guest.sandboxes.model import Command
+from arcbox_guest.sandboxes.oci.sealed import SealedProgram
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from guest.errors import InvalidArgumentError
-from guest.sandboxes.model import TerminalSize
+from arcbox_guest.errors import InvalidArgumentError
+from arcbox_guest.sandboxes.model import TerminalSize
 
 if TYPE_CHECKING:
     from tests.guest.sandboxes.oci.conftest import Boxes

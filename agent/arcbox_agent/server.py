@@ -1,0 +1,268 @@
+"""The agent's life: start, listen, serve, stop."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import signal
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+from attrs import define, field
+
+from arcbox_agent import logs
+from arcbox_agent.addresses import parse_address
+from arcbox_agent.connection import Connection, send_away
+from arcbox_agent.listeners import guarded, listen_patiently
+from arcbox_agent.notify import Notifier
+from arcbox_agent.passed_listeners import passed_listeners
+from arcbox_agent.services import supervise
+from arcbox_agent.settings import BUILT_IN
+from arcbox_agent.transport import SocketTransport
+from arcbox_guest import Guest, system
+from arcbox_guest.clock import ClockFollower, SystemClock
+from arcbox_guest.disks import Disks
+from arcbox_guest.files import Files
+from arcbox_guest.power import Power, Stopper
+from arcbox_guest.power_switches import power_switch
+from arcbox_guest.sandboxes.events import EventHub
+from arcbox_guest.sandboxes.manager import Defaults, SandboxManager
+from arcbox_guest.sandboxes.on_demand import OnDemandDriver
+from arcbox_guest.sandboxes.records import Records
+from arcbox_handlers import Context, default_registry
+from arcbox_protocol import ErrorReply, MessageType, __version__, encode_frame
+from arcbox_protocol.errors import ErrorCode
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import AsyncIterator, Sequence
+
+    from arcbox_agent.addresses import Address
+    from arcbox_agent.listeners import Peer, SocketListener
+    from arcbox_agent.settings import LoadedSettings, Sandbox, Settings
+    from arcbox_guest.sandboxes.driver import Driver
+    from arcbox_handlers import Registry
+
+log = logging.getLogger(__name__)
+
+_SENT_AWAY_AT_A_TIME = 64
+"""Peers over the limit that get time to read so; to more of them it is said, and the connection closed at once."""
+
+_SANDBOX_GRACE = 1.0
+"""Seconds at least that sandboxes get to stop by themselves, however long the requests took."""
+
+_OBJECTS_BETWEEN_COLLECTIONS = 10_000
+"""What some hundred requests under way make anew, and soon let go of: to look at it more often is for nothing."""
+
+
+def build_guest(settings: Settings) -> Guest:
+    """The services of the machine that this process runs on."""
+    sandboxes = _sandbox_manager(settings.sandbox)
+    return Guest(
+        clock=ClockFollower(SystemClock(), settings.clock.follow_host),
+        disks=Disks(settings.disk.trim_mounts),
+        files=Files(),
+        power=Power(power_switch(settings.power.off), [Stopper("sandboxes", sandboxes.stop_all)]),
+        sandboxes=sandboxes,
+        system=system.System(),
+    )
+
+
+def _sandbox_manager(settings: Sandbox) -> SandboxManager:
+    data_dir = Path(settings.data_dir)
+
+    def load_driver() -> Driver:
+        from arcbox_guest.sandboxes.oci.driver import OciDriver  # noqa: PLC0415  heavy, and not every guest has sandboxes
+
+        return OciDriver(data_dir, settings.runtime, settings.init, settings.max_processes)
+
+    return SandboxManager(
+        OnDemandDriver("oci", data_dir, load_driver),
+        Records(data_dir / "records"),
+        EventHub(),
+        Defaults(rootfs=settings.rootfs, vcpus=settings.default_vcpus, memory_mib=settings.default_memory_mib),
+    )
+
+
+def serve(loaded: LoadedSettings) -> int:
+    """Be the agent, until SIGTERM or SIGINT; returns the exit status.
+
+    Sockets that systemd passed stand in for the default address, and come beside those that somebody chose.
+
+    Raises:
+        PassedListenerError: systemd passed a socket that can't be served on.
+    """
+    raise_file_limit()
+    passed = passed_listeners()
+    settings = loaded.settings
+    addresses = _besides(passed, loaded)
+    trio.run(_serve, Server(settings, build_guest(settings), default_registry(), addresses, passed))
+    return 0
+
+
+def _besides(passed: Sequence[SocketListener], loaded: LoadedSettings) -> list[Address]:
+    """The addresses to listen on that were not passed; none if nobody chose them."""
+    if passed and loaded.origins["listen"] == BUILT_IN:
+        return []
+    there = {listener.address for listener in passed}
+    return [address for address in map(parse_address, loaded.settings.listen) if address not in there]
+
+
+async def _serve(server: Server) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_settle, server)
+        await server.run()
+        nursery.cancel_scope.cancel()
+
+
+async def _settle(server: Server) -> None:
+    """Load what the first ping need not wait for; from then on look for garbage, in what is new."""
+    await server.ready.wait()
+    for warm_up in (logs.warm_up, system.warm_up):
+        await supervise("warm-up", partial(trio.to_thread.run_sync, warm_up))
+    gc.freeze()
+    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS, 10, 10)
+
+
+def raise_file_limit() -> None:
+    """Allow as many open files as this process may: each connection is one."""
+    import resource  # noqa: PLC0415  an extension module that only this needs
+
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+@define(eq=False)
+class Server:
+    """Accepts connections, and runs the services that live beside them."""
+
+    _settings: Settings
+    _guest: Guest
+    _registry: Registry
+    _addresses: Sequence[Address]
+    """Where to listen."""
+
+    _passed: Sequence[SocketListener] = ()
+    """Sockets that listen already."""
+
+    _notifier: Notifier = field(factory=Notifier.from_environ, kw_only=True)
+    ready: trio.Event = field(init=False, factory=trio.Event)
+    """Set when all addresses are listened on."""
+
+    _context: Context = field(init=False)
+    _listening: list[str] = field(init=False, factory=list)
+    _open: set[Connection] = field(init=False, factory=set)
+    _sent_away: int = field(init=False, default=0)
+
+    def __attrs_post_init__(self) -> None:
+        self._context = Context(guest=self._guest, version=__version__)
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT; then finish what runs, within `shutdown_grace`. A second one ends that.
+
+        Sandboxes are stopped last: the next agent would find them, and could do nothing with them but remove them.
+        """
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with trio.open_nursery() as services:
+                self._start_services(services)
+                async with trio.open_nursery() as connections:
+                    async with trio.open_nursery() as listeners:
+                        self._start_listeners(listeners, connections)
+                        await _next_signal(signals)
+                        self._notifier.tell(STOPPING="1", STATUS="finishing requests")
+                        listeners.cancel_scope.cancel()
+                    finishing = connections.cancel_scope
+                    services.start_soon(self._hurry_at_signal, signals, finishing)
+                    finishing.deadline = trio.current_time() + self._settings.shutdown_grace
+                    for connection in self._open:
+                        connection.drain()
+                self._notifier.tell(STATUS="stopping sandboxes")
+                await self._guest.sandboxes.stop_all(max(_SANDBOX_GRACE, finishing.deadline - trio.current_time()))
+                services.cancel_scope.cancel()
+        log.info("stopped")
+
+    def _start_services(self, services: trio.Nursery) -> None:
+        interval = self._settings.disk.trim_interval
+        for name, service in (
+            ("watchdog", self._notifier.beat),
+            ("power", self._guest.power.run),
+            ("sandboxes", self._guest.sandboxes.run),
+            ("disk trim", partial(self._guest.disks.trim_periodically, interval)),
+        ):
+            services.start_soon(supervise, name, service, name=name)
+
+    async def _hurry_at_signal(self, signals: AsyncIterator[int], finishing: trio.CancelScope) -> None:
+        await _next_signal(signals)
+        finishing.cancel()
+        await self._guest.sandboxes.stop_all(0)
+
+    def _start_listeners(self, listeners: trio.Nursery, connections: trio.Nursery) -> None:
+        for passed in self._passed:
+            listeners.start_soon(self._accept_from, passed, connections)
+        for address in self._addresses:
+            service = partial(self._listen_on, address, connections)
+            listeners.start_soon(supervise, f"listener {address}", service)
+
+    async def _listen_on(self, address: Address, connections: trio.Nursery) -> None:
+        await self._accept_from(await listen_patiently(address), connections)
+
+    async def _accept_from(self, listener: SocketListener, connections: trio.Nursery) -> None:
+        try:
+            self._note_listening(str(listener.address))
+            guard = guarded(listener, self._settings.vsock.allowed_cids)
+            while True:
+                connected, peer = await guard.accept()
+                self._admit(connected, peer, connections)
+                await trio.lowlevel.checkpoint()
+        finally:
+            listener.close()
+
+    def _note_listening(self, address: str) -> None:
+        log.info("listening", extra={"listener": address, "version": __version__})
+        if address not in self._listening:
+            self._listening.append(address)
+        if len(self._listening) == len(self._passed) + len(self._addresses):
+            self.ready.set()
+            self._notifier.tell(READY="1", STATUS=f"listening on {', '.join(self._listening)}")
+
+    def _admit(self, connected: socket.socket, peer: Peer, connections: trio.Nursery) -> None:
+        transport = SocketTransport(connected)
+        if len(self._open) < self._settings.limits.max_connections:
+            connection = Connection(transport, self._registry, self._context, self._settings.limits, peer.description)
+            self._open.add(connection)
+            connections.start_soon(self._serve, connection, name=peer.description)
+        elif self._sent_away < _SENT_AWAY_AT_A_TIME:
+            self._sent_away += 1
+            connections.start_soon(self._send_away, transport, name=peer.description)
+        else:
+            with suppress(trio.BrokenResourceError):
+                transport.send_nowait([encode_frame(MessageType.Error, "", self._refusal().encode())])
+            transport.close()
+
+    def _refusal(self) -> ErrorReply:
+        limit = self._settings.limits.max_connections
+        return ErrorReply(ErrorCode.UNAVAILABLE, f"all {limit} connections are in use")
+
+    async def _serve(self, connection: Connection) -> None:
+        try:
+            await connection.serve()
+        finally:
+            self._open.discard(connection)
+
+    async def _send_away(self, transport: SocketTransport) -> None:
+        try:
+            with suppress(trio.BrokenResourceError):
+                await send_away(transport, self._refusal())
+        finally:
+            transport.close()
+            self._sent_away -= 1
+
+
+async def _next_signal(signals: AsyncIterator[int]) -> None:
+    async for number in signals:
+        log.info("stopping", extra={"signal": signal.Signals(number).name})
+        return

@@ -1,0 +1,130 @@
+"""`connect` and `AgentClient`."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from errno import ENOENT
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from arcbox_client._connection import Connection
+from arcbox_client._dial import dial
+from arcbox_client._guest_requests import GuestRequests
+from arcbox_client._sandbox_requests import SandboxRequests
+from arcbox_client._transport import StreamTransport
+from arcbox_client.addresses import parse_address
+from arcbox_client.errors import FileReadError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
+
+    import trio
+
+    from arcbox_client.addresses import Address
+    from arcbox_client.notifications import Notifications
+
+DEFAULT_DATA_DIR = "/var/lib/arcbox/sandboxes"
+"""Where agents keep sandboxes that were not told otherwise: their setting `sandbox.data_dir`."""
+
+_TIMEOUT = 30.0
+"""Seconds for connecting, and for a request that is not slow."""
+
+
+def connect(
+    address: str | Address, *, timeout: float = _TIMEOUT, shared_streams: bool = False
+) -> AbstractAsyncContextManager[AgentClient]:
+    """A client of the agent at an address.
+
+    Use it as `async with connect("unix:/run/arcbox.sock") as client:`.
+
+    Args:
+        address: `vsock:CID:PORT`, `unix:PATH` or `unix:PATH?port=N`, or what `parse_address` made of it.
+        timeout: seconds in which the connection must be there, and the deadline of each request that is not slow.
+        shared_streams: whether runs, execs and events share the client's connection; see `AgentClient`.
+
+    Raises:
+        InvalidAddressError: `address` has no form that exists; at once.
+        ConnectError: nobody is there; when the context is entered.
+    """
+    where = parse_address(address) if isinstance(address, str) else address
+
+    @asynccontextmanager
+    async def connected() -> AsyncIterator[Connection]:
+        transport = await dial(where, timeout)
+        async with Connection(transport, str(where)).running() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def client() -> AsyncIterator[AgentClient]:
+        async with connected() as connection:
+            yield AgentClient(connection=connection, timeout=timeout, connected=None if shared_streams else connected)
+
+    return client()
+
+
+@frozen(eq=False, kw_only=True)
+class AgentClient(GuestRequests, SandboxRequests):
+    """An agent, from the host: one method per request of the protocol. Made by `connect` or `AgentClient.over`.
+
+    Any number of tasks may use it at once; replies find their requests by trace id, in whatever order they come. The
+    replies are the protobuf messages of `protocol.arcbox_v1` and `protocol.sandbox_v1`; where a reply is empty
+    the method returns None, and `mmap_read_file` returns bytes.
+
+    A request has 30 s, or what `connect` was told; one that is marked as slow has 300 s. `within` sets another
+    deadline, slow or not. Besides what is said at each, every method raises:
+
+    - `RequestFailedError`, or the subclass for its code (`NotFoundError`, `ConflictError`, ...): the agent said no;
+    - `TimedOutError`: no reply in time;
+    - `ConnectionLostError`: the connection ended, or had ended already;
+    - `ProtocolViolationError`: the reply is not what the protocol says it is;
+    - `ValueError`: an argument that the request has no room for, such as a negative offset.
+
+    A request that is cancelled or times out leaves the client as usable as it was; a late reply is dropped.
+
+    Streams (`sandbox_run`, `sandbox_exec`, `sandbox_events`) have a connection of their own each, because the protocol
+    has no way to end one but closing its connection: leaving their context early kills what still runs, and a slow
+    consumer slows its own stream only. On a client made with `shared_streams`, or by `over`, they share the client's
+    connection. Then what comes after an early leave is dropped, while the process in the guest goes on until the client
+    is closed; and a consumer that lets more than 1 MiB wait holds up the replies to all other requests.
+    """
+
+    @classmethod
+    def over(cls, stream: trio.abc.Stream, *, timeout: float = _TIMEOUT) -> AbstractAsyncContextManager[AgentClient]:
+        """A client over any byte stream to an agent, which it closes at the end. Its streams share it."""
+
+        @asynccontextmanager
+        async def client() -> AsyncIterator[AgentClient]:
+            async with Connection(StreamTransport(stream), "the agent").running() as connection:
+                yield cls(connection=connection, timeout=timeout)
+
+        return client()
+
+    @property
+    def notifications(self) -> Notifications:
+        """What the agent says without having been asked: port bindings that change."""
+        return self._connection.notifications
+
+    async def sandbox_log(self, sandbox_id: str, *, data_dir: str = DEFAULT_DATA_DIR) -> bytes:
+        """What a sandbox's initial command wrote: the newest of it, 256 KiB at least; empty if it has none.
+
+        The protocol has no request for that, so it is read from where the agent keeps it.
+
+        Args:
+            sandbox_id: the sandbox, in whatever state.
+            data_dir: the agent's setting `sandbox.data_dir`.
+
+        Raises:
+            NotFoundError: there is no such sandbox.
+            FileReadError: it is not kept there.
+        """
+        await self.sandbox_inspect(sandbox_id)  # from here on it is no path to anywhere else
+        record = f"{data_dir}/records/{sandbox_id}"
+        try:
+            return await self.mmap_read_file(f"{record}.log")
+        except FileReadError as error:
+            if error.errno != ENOENT:
+                raise
+        await self.mmap_read_file(f"{record}.json", length=1)
+        return b""

@@ -1,0 +1,101 @@
+"""What `arcboxctl` can do. A command is a module here and a line in `COMMANDS`; it is loaded when it is asked for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
+
+import click
+from click.shell_completion import shell_complete
+
+from arcbox_client._interrupts import INTERRUPTED
+from arcbox_client.commands._errors import EXIT_CODES, complain
+from arcbox_client.commands._invocation import COMPLETION_VARIABLE, Invocation, common_options
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+COMMANDS: Final = {
+    "ping": "arcbox_client.commands.ping",
+    "info": "arcbox_client.commands.info",
+    "cat": "arcbox_client.commands.cat",
+    "trim": "arcbox_client.commands.trim",
+    "shutdown": "arcbox_client.commands.shutdown",
+    "sandbox": "arcbox_client.commands.sandbox",
+    "version": "arcbox_client.commands.version",
+    "completion": "arcbox_client.commands.completion",
+}
+"""The module of each command, whose attribute `command` it is, in the order that help shows them."""
+
+ALIASES: Final = {"sb": "sandbox"}
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  click's
+        module = COMMANDS.get(ALIASES.get(cmd_name, cmd_name))
+        if module is None:
+            return None
+        command: click.Command = import_module(module).command
+        return command
+
+
+_EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES.items())
+
+
+@click.command(
+    "arcboxctl",
+    cls=_Commands,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@common_options
+def arcboxctl() -> None:
+    """Talk to the ArcBox agent of a guest.
+
+    Say which with --connect, or once and for all in the environment: ARCBOX_CONNECT=unix:/run/guest.sock
+    """
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run `arcboxctl` with these arguments; returns the exit code. Never raises what went wrong: it is on stderr."""
+    if COMPLETION_VARIABLE in os.environ:  # a shell wants to know what may come next
+        return shell_complete(arcboxctl, {}, "arcboxctl", COMPLETION_VARIABLE, os.environ[COMPLETION_VARIABLE])
+    invocation = Invocation()
+    try:
+        return _invoke(arguments, invocation)
+    except BrokenPipeError:
+        _end_as_a_filter_does()
+    except (KeyboardInterrupt, click.Abort):
+        pass
+    except Exception as error:  # noqa: BLE001  what it can't explain, it raises again
+        # An option that could not be parsed may stand before --json; behind a command of a guest it is not ours.
+        misused = isinstance(error, click.UsageError) and "--json" in arguments
+        return complain(error, as_json=invocation.json or misused)
+    return INTERRUPTED
+
+
+def _invoke(arguments: Sequence[str], invocation: Invocation) -> int:
+    """Not by arcboxctl.main(): that has a way of its own with a closed stdout."""
+    try:
+        with arcboxctl.make_context("arcboxctl", list(arguments), obj=invocation) as context:
+            arcboxctl.invoke(context)
+    except click.exceptions.Exit as end:  # after --help
+        return end.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
+    sys.stdout.flush()
+    return 0
+
+
+def _end_as_a_filter_does() -> None:
+    """Whoever read stdout wants no more: end of SIGPIPE, as cat(1) does, so that the shell sees the same."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGPIPE)

@@ -1,0 +1,101 @@
+"""This process's own stdin, stdout and stderr, in bytes, for as long as others may hold their other ends."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import click
+import trio
+
+from arcbox_client.commands._output import as_plain, show_json
+from arcbox_client.errors import AgentError
+from arcbox_protocol import sandbox_v1
+
+if TYPE_CHECKING:
+    from typing import TextIO
+
+    from arcbox_client.sessions import ExecSession, Output, RunSession
+
+_READ_SIZE = 64 * 1024
+
+
+def descriptor(stream: TextIO | None) -> int | None:
+    """The descriptor of sys.stdin and its like; None when this process was started without.
+
+    Never just 0, 1 or 2: where these were closed, they are anybody's by now, such as the connection to the agent.
+    """
+    return None if stream is None else stream.fileno()
+
+
+async def read(source: int) -> bytes:
+    """The next bytes of a file, pipe, socket or terminal; empty at the end.
+
+    Leaves the descriptor in blocking mode: it is shared with the shell, and whoever else uses it.
+    """
+    while True:
+        try:
+            await trio.lowlevel.wait_readable(source)
+        except PermissionError:  # epoll's word for a file, which is always readable
+            await trio.lowlevel.checkpoint()
+        try:
+            return os.read(source, _READ_SIZE)
+        except BlockingIOError:
+            continue
+        except OSError as error:
+            if error.errno == errno.EIO:  # the terminal is gone
+                return b""
+            raise
+
+
+async def write(target: int | None, data: bytes) -> None:
+    """Write all of `data`; nowhere when `target` is None."""
+    left = memoryview(data if target is not None else b"")
+    while left and target is not None:
+        try:
+            left = left[os.write(target, left) :]
+        except BlockingIOError:  # somebody who shares it wants it so
+            await trio.lowlevel.wait_writable(target)
+
+
+async def show(session: RunSession, *, as_json: bool) -> int:
+    """Write a process's output to stdout and stderr as it comes; returns its exit code.
+
+    In JSON: a line for each piece, and one for the end, as the wire has them, with data in base64.
+    """
+    targets = {"stdout": descriptor(sys.stdout), "stderr": descriptor(sys.stderr)}
+    async for piece in session:
+        if as_json:
+            _show_json(piece)
+        else:
+            await write(targets.get(piece.stream), piece.data)
+    exit_code = await session.wait()
+    if as_json:
+        show_json({"stream": "exit", "exit_code": exit_code})
+    return exit_code
+
+
+def _show_json(piece: Output) -> None:
+    plain = as_plain(sandbox_v1.RunOutput(stream=piece.stream, data=piece.data))
+    show_json({name: plain[name] for name in ("stream", "data")})
+
+
+async def copy_stdin(session: ExecSession) -> None:
+    """Send stdin to a process, and its end. Raises nothing: whoever reads the output meets the agent's errors, too."""
+    source = descriptor(sys.stdin)
+    with suppress(AgentError):
+        try:
+            while source is not None and (data := await read(source)):
+                await session.send_stdin(data)
+        except OSError as error:  # it is open for writing only, or its disk fails
+            click.echo(f"arcboxctl: cannot read stdin: {(error.strerror or str(error)).lower()}", err=True)
+        await session.close_stdin()
+
+
+async def no_stdin(session: ExecSession) -> None:
+    """Let a process's stdin be empty. Raises nothing, as `copy_stdin`."""
+    with suppress(AgentError):
+        await session.close_stdin()

@@ -1,0 +1,124 @@
+"""arcboxctl sandbox exec."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Unpack
+
+import click
+from attrs import define, field
+
+from arcbox_client._background import beside
+from arcbox_client.commands._invocation import common_options, pass_invocation
+from arcbox_client.commands.sandbox._arguments import CommandOptions, command_line, command_options
+from arcbox_client.commands.sandbox._detach import DetachKeys, KeySequence, go_on_in_background
+from arcbox_client.commands.sandbox._streams import copy_stdin, no_stdin, read, show
+from arcbox_client.commands.sandbox._terminal import RawTerminal, follow_size, raw_terminal, terminal_size
+from arcbox_client.errors import AgentError
+from arcbox_protocol import sandbox_v1
+
+if TYPE_CHECKING:
+    from arcbox_client._sandbox_requests import ExecOptions
+    from arcbox_client.client import AgentClient
+    from arcbox_client.commands._invocation import Invocation
+    from arcbox_client.sessions import ExecSession
+
+
+class _Options(CommandOptions):
+    interactive: bool
+    tty: bool
+    detach_keys: bytes
+
+
+@click.command(
+    "exec",
+    short_help="Run a command in a sandbox, with a stdin and maybe a terminal.",
+    context_settings={"allow_interspersed_args": False},
+)
+@click.argument("sandbox_id", metavar="ID")
+@click.argument("cmd", nargs=-1, required=True, type=click.UNPROCESSED, callback=command_line)
+@click.option("-i", "--interactive", is_flag=True, help="Send it what comes from stdin.")
+@click.option("-t", "--tty", is_flag=True, help="Give it a terminal.")
+@command_options
+@click.option(
+    "--detach-keys",
+    type=KeySequence(),
+    default="ctrl-p,ctrl-q",
+    show_default=True,
+    help="With -it, leave it running and come back to the shell; '' for none.",
+)
+@common_options
+@pass_invocation
+def command(invocation: Invocation, /, sandbox_id: str, cmd: tuple[str, ...], **options: Unpack[_Options]) -> None:
+    """Run CMD in a sandbox, beside what runs there already, and exit as it does.
+
+    With -it it has this terminal: all keys go to it, Ctrl-C too, and it sees the window change its size. Otherwise
+    Ctrl-C kills it.
+
+    With --json: as `run` does.
+    """
+    if options["tty"] and invocation.json:
+        raise click.UsageError("--json and --tty do not go together: a terminal is for people")
+    if options["tty"] and options["interactive"] and not (sys.stdin is not None and sys.stdin.isatty()):
+        raise click.UsageError("stdin is no terminal: leave out --tty")
+    execution = _Execution(sandbox_id, cmd, options, as_json=invocation.json)
+    invocation.run(execution.run)
+    raise click.exceptions.Exit(execution.exit_code)
+
+
+@define(eq=False)
+class _Execution:
+    """One call of this command."""
+
+    _sandbox_id: str
+    _cmd: tuple[str, ...]
+    _options: _Options
+    _as_json: bool
+    exit_code: int = field(init=False, default=0)
+
+    async def run(self, client: AgentClient) -> None:
+        async with client.sandbox_exec(self._sandbox_id, self._cmd, **self._wire_options()) as session:
+            if self._options["tty"] and self._options["interactive"]:
+                await self._on_this_terminal(session)
+            else:
+                await self._in_pipes(session)
+
+    def _wire_options(self) -> ExecOptions:
+        options = self._options
+        wire: ExecOptions = {
+            "env": dict(options["env"]),
+            "working_dir": options["workdir"],
+            "user": options["user"],
+            "timeout_seconds": options["kill_after"],
+            "tty": options["tty"],
+        }
+        size = terminal_size()
+        if options["tty"] and size is not None:
+            wire["tty_size"] = sandbox_v1.TerminalSize(width=size[0], height=size[1])
+        return wire
+
+    async def _in_pipes(self, session: ExecSession) -> None:
+        tasks = [partial(copy_stdin if self._options["interactive"] else no_stdin, session)]
+        if self._options["tty"]:
+            tasks.append(partial(follow_size, session))
+        async with beside(*tasks):
+            self.exit_code = await show(session, as_json=self._as_json)
+
+    async def _on_this_terminal(self, session: ExecSession) -> None:
+        with raw_terminal(sys.stdin.fileno()) as terminal:
+            async with beside(partial(self._type, session, terminal), partial(follow_size, session)):
+                self.exit_code = await show(session, as_json=False)
+
+    async def _type(self, session: ExecSession, terminal: RawTerminal) -> None:
+        leaving = DetachKeys(self._options["detach_keys"])
+        with suppress(AgentError):  # whoever reads the output meets it, too
+            while typed := await read(terminal.descriptor):
+                keys, leave = leaving.feed(typed)
+                if keys:
+                    await session.send_stdin(keys)
+                if leave:
+                    go_on_in_background(terminal.restore)
+                    return
+            await session.close_stdin()

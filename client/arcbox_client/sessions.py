@@ -1,0 +1,152 @@
+"""Streams as objects: what runs in a sandbox, and what happens to sandboxes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, cast
+
+import trio
+from attrs import define, field, frozen
+
+from arcbox_client._background import beside
+from arcbox_client.errors import AgentError
+from arcbox_protocol import MessageType, sandbox_v1
+
+if TYPE_CHECKING:
+    from arcbox_client._connection import Connection
+    from arcbox_client._replies import ReplyStream
+    from arcbox_protocol import Buffer
+
+_STDIN_CHUNK = 64 * 1024
+"""Bytes of stdin per frame: small enough that other requests on the connection get their turn."""
+
+
+@frozen
+class Output:
+    """Some bytes that a process wrote, cut anywhere."""
+
+    stream: Literal["stdout", "stderr"]
+    data: bytes
+
+
+@frozen
+class Completed:
+    """What became of a process."""
+
+    exit_code: int
+    """128 + n for one that signal n killed."""
+
+    stdout: bytes
+    stderr: bytes
+
+
+@define(eq=False)
+class RunSession:
+    """A process in a sandbox and its output: `async for chunk in session`, an `Output` each.
+
+    Take the output as it comes. About 1 MiB waits here for a slow consumer; then the connection is read no further,
+    and the process in the guest waits too.
+    """
+
+    _replies: ReplyStream[sandbox_v1.RunOutput] | ReplyStream[sandbox_v1.ExecOutput]
+    exit_code: int | None = field(init=False, default=None)
+    """None until the output was read to its end. 128 + n for a process that signal n killed."""
+
+    def __aiter__(self) -> RunSession:
+        return self
+
+    async def __anext__(self) -> Output:
+        """The next output.
+
+        Raises:
+            RequestFailedError: the process could not be started (no such sandbox, wrong state), or the agent gave up.
+            ConnectionLostError: the connection ended before the process did.
+        """
+        while self.exit_code is None:
+            reply = await self._replies.next()
+            if reply.done:
+                self.exit_code = reply.exit_code
+            if reply.data:
+                return Output(cast('Literal["stdout", "stderr"]', reply.stream), reply.data)
+        raise StopAsyncIteration
+
+    async def wait(self) -> int:
+        """Throw the rest of the output away, and return the exit code. Raises as iterating does."""
+        async for _ in self:
+            pass
+        return cast("int", self.exit_code)
+
+    async def collect(self) -> Completed:
+        """Read the rest of the output, all of it into memory. Raises as iterating does."""
+        parts: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
+        async for chunk in self:
+            parts.setdefault(chunk.stream, []).append(chunk.data)
+        return Completed(cast("int", self.exit_code), b"".join(parts["stdout"]), b"".join(parts["stderr"]))
+
+
+@define(eq=False)
+class ExecSession(RunSession):
+    """A process in a sandbox that has a stdin and, maybe, a terminal."""
+
+    _connection: Connection
+    _trace_id: str
+    _stdin_closed: bool = field(init=False, default=False)
+
+    async def send_stdin(self, data: Buffer) -> None:
+        """Write to the process's stdin; waits while the agent does not read.
+
+        A process that echoes its stdin needs somebody who reads its output meanwhile: see `communicate`.
+
+        Raises:
+            ConnectionLostError: there is no connection any more.
+            trio.ClosedResourceError: after `close_stdin`.
+        """
+        if self._stdin_closed:
+            raise trio.ClosedResourceError("stdin was closed already")
+        view = memoryview(data)
+        for start in range(0, len(view), _STDIN_CHUNK):
+            chunk = bytes(view[start : start + _STDIN_CHUNK])
+            await self._connection.send(MessageType.SandboxExecInput, self._trace_id, chunk)
+            await trio.lowlevel.checkpoint()
+
+    async def close_stdin(self) -> None:
+        """Let the process see the end of its stdin. Again has no effect."""
+        if not self._stdin_closed:
+            self._stdin_closed = True
+            await self._connection.send(MessageType.SandboxExecInput, self._trace_id, b"")
+
+    async def resize(self, columns: int, rows: int) -> None:
+        """Tell the process's terminal its new size."""
+        size = sandbox_v1.TerminalSize(width=columns, height=rows)
+        await self._connection.send(MessageType.SandboxExecResize, self._trace_id, size.SerializeToString())
+
+    async def communicate(self, stdin: Buffer = b"") -> Completed:
+        """Send `stdin` and its end, and read all output meanwhile. Raises as iterating does."""
+
+        async def feed() -> None:
+            try:
+                await self.send_stdin(stdin)
+                await self.close_stdin()
+            except AgentError:
+                pass  # whoever reads the output meets it too
+
+        async with beside(feed):
+            return await self.collect()
+
+
+@define(eq=False)
+class EventStream:
+    """Events of sandboxes, as they happen: `async for event in events`, a `sandbox_v1.SandboxEvent` each."""
+
+    _replies: ReplyStream[sandbox_v1.SandboxEvent]
+
+    def __aiter__(self) -> EventStream:
+        return self
+
+    async def __anext__(self) -> sandbox_v1.SandboxEvent:
+        """The next event. There is always a next one.
+
+        Raises:
+            UnavailableError: this subscriber fell behind by more than the agent keeps; events are missing.
+            ConnectionLostError: the connection ended.
+        """
+        return await self._replies.next()

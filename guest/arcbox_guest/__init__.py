@@ -1,0 +1,27 @@
+"""The machine: what requests are done to. Plain attrs types in, plain attrs types out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+if TYPE_CHECKING:
+    from arcbox_guest.clock import ClockFollower
+    from arcbox_guest.disks import Disks
+    from arcbox_guest.files import Files
+    from arcbox_guest.power import Power
+    from arcbox_guest.sandboxes.manager import SandboxManager
+    from arcbox_guest.system import System
+
+
+@frozen(kw_only=True)
+class Guest:
+    """The services of one guest. Built once, in `agent`, and passed to every command."""
+
+    clock: ClockFollower
+    disks: Disks
+    files: Files
+    power: Power
+    sandboxes: SandboxManager
+    system: System

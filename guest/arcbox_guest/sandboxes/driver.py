@@ -1,0 +1,118 @@
+"""What a driver is: one way to isolate processes. It knows nothing of states, events or the wire.
+
+`tests/guest/sandboxes/` has the contract, written once against these protocols; every driver is held to it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from arcbox_guest.sandboxes.model import Command, Spec, Statistics, TerminalSize
+
+
+class Output(Protocol):
+    """What a process writes to one of its streams."""
+
+    async def receive(self) -> memoryview:
+        """The next bytes, valid until the next call; empty at the end.
+
+        Up to some hundred KiB at a time. Whoever does not ask lets the pipe fill up, and the process wait.
+        """
+
+    def unread(self) -> int:
+        """Bytes that wait in the pipe now."""
+
+
+class Process(Protocol):
+    """A process that runs in a sandbox."""
+
+    @property
+    def stdout(self) -> Output:
+        """What it writes; with a terminal, all of it."""
+
+    @property
+    def stderr(self) -> Output | None:
+        """None with a terminal."""
+
+    async def send_stdin(self, data: bytes) -> None:
+        """Write to its stdin; waits while it does not read.
+
+        Raises:
+            trio.BrokenResourceError: it closed its stdin, or is gone.
+        """
+
+    async def close_stdin(self) -> None:
+        """Let it see the end of its stdin (^D on a terminal). Again does nothing."""
+
+    def resize(self, size: TerminalSize) -> None:
+        """Tell its terminal its size; without one, nothing happens."""
+
+    async def wait(self) -> int:
+        """Wait for its end; its exit code, 128 + n when signal n killed it. Descendants may live on."""
+
+    async def kill(self) -> None:
+        """Kill it with all its descendants, those in sessions of their own too. `wait` then returns 137."""
+
+
+class Driver(Protocol):
+    """Makes sandboxes, and runs processes in them. Errors are `guest.errors`, in words for the caller.
+
+    A method that is cancelled leaves nothing half done that `destroy` would not clear away.
+    """
+
+    @property
+    def name(self) -> str:
+        """For settings, records and the log."""
+
+    async def create(self, spec: Spec) -> None:
+        """Make a sandbox, and return when processes can run in it. `spec` is complete: no defaults are left to fill in.
+
+        Raises:
+            InvalidArgumentError: the spec can't be met: no such root file system, a mount whose source is not there.
+            NotSupportedError: this machine, or this driver, can't do that.
+            GuestError: it failed; nothing is left behind.
+        """
+
+    def process(self, sandbox_id: str, command: Command) -> AbstractAsyncContextManager[Process]:
+        """Start a process, and kill its whole tree when the context is left before it ended.
+
+        A command that is not found ends with 127, one that can't be executed with 126, with a line on stderr (stdout,
+        with a terminal) as a shell writes it.
+
+        Raises:
+            InvalidArgumentError: no such user, or working directory.
+            UnavailableError: the sandbox's init is gone.
+            GuestError: it could not be started for another reason.
+        """
+
+    async def terminate(self, sandbox_id: str) -> None:
+        """Send SIGTERM to all processes of a sandbox but its init."""
+
+    async def idle(self, sandbox_id: str) -> None:
+        """Wait until no process but its init runs in a sandbox."""
+
+    async def ended(self, sandbox_id: str) -> str:
+        """Wait until a sandbox's init has ended without having been asked to; why, for people."""
+
+    async def stop(self, sandbox_id: str) -> None:
+        """Kill all that runs in a sandbox, its init too; its files stay. Again does nothing."""
+
+    async def destroy(self, sandbox_id: str) -> None:
+        """Stop a sandbox, and remove its mounts, cgroups and files. Again does nothing."""
+
+    async def statistics(self, sandbox_id: str) -> Statistics:
+        """What a sandbox uses now.
+
+        Raises:
+            UnavailableError: its init is gone.
+        """
+
+    async def existing(self) -> Sequence[str]:
+        """The ids of the sandboxes of which anything is left on this machine, those of a former agent too."""
+
+    async def close(self) -> None:
+        """Let go of everything that is not a sandbox's. The driver can be used again."""

@@ -1,0 +1,381 @@
+"""One sandbox from its creation to its removal, in a task of its own.
+
+Only this task has the driver create, stop and destroy the sandbox, one after the other, so these never meet. A request
+changes the state at once, and cuts short what the task is doing.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import trio
+from attrs import define, evolve, field
+
+from arcbox_guest.errors import GuestError, TimedOutError, UnavailableError
+from arcbox_guest.sandboxes import states
+from arcbox_guest.sandboxes.model import Action, Command, State
+from arcbox_guest.sandboxes.outcome import Outcome
+from arcbox_guest.sandboxes.workload import KILLED, NOT_STARTED, TrackedProcess, Workload
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+
+    from arcbox_guest.sandboxes.driver import Driver, Process
+    from arcbox_guest.sandboxes.events import EventHub
+    from arcbox_guest.sandboxes.model import Sandbox
+    from arcbox_guest.sandboxes.records import Records
+
+log = logging.getLogger(__name__)
+
+PATIENCE: Final = 60.0
+"""Seconds that the driver has to create, stop or destroy a sandbox."""
+
+_BETWEEN_RECORDS: Final = 1.0
+"""Seconds for which a sandbox that stays usable is not recorded again: many things may run in it for a moment each."""
+
+_EXPIRED_AGAIN: Final = 60.0
+"""Seconds after which it is tried again to remove a sandbox whose time is up, where that has failed."""
+
+_LAST_RECORD: Final = 2.0
+"""Seconds that the last record may take when the agent ends."""
+
+
+@define(eq=False, kw_only=True)
+class Life:
+    """A sandbox, and what happens to it."""
+
+    sandbox: Sandbox
+    """As it is now."""
+
+    _driver: Driver
+    _events: EventHub
+    _records: Records
+    _now_ns: Callable[[], int]
+    _forget: Callable[[str], object]
+    """Called when the sandbox has been removed, with its id."""
+
+    _leftover: bool = False
+    """Whether there may be something of it on the machine, from a former agent."""
+
+    _nursery: trio.Nursery | None = field(init=False, default=None)
+    """For what goes on beside the task; None before and after."""
+
+    _workloads: int = field(init=False, default=0)
+    _over: trio.Event = field(init=False, factory=trio.Event)
+    """Set when nothing more can run in it."""
+
+    _changed: trio.Event = field(init=False, factory=trio.Event)
+    """Set when the record on disk is out of date."""
+
+    _working: trio.CancelScope = field(init=False, factory=trio.CancelScope)
+    """What is cut short when the sandbox is asked to end."""
+
+    _grace: trio.CancelScope = field(init=False, factory=trio.CancelScope)
+    """The time that its processes have to end by themselves."""
+
+    _stopped: Outcome = field(init=False, factory=Outcome)
+    _removed: Outcome = field(init=False, factory=Outcome)
+    _removal_wanted: trio.Event = field(init=False, factory=trio.Event)
+
+    @property
+    def id(self) -> str:
+        return self.sandbox.id
+
+    def begin(self) -> None:
+        """Tell that there is a new sandbox."""
+        self._tell(Action.CREATED)
+
+    def lose(self, reason: str) -> None:
+        """It was in the care of a former agent: nothing of it that ran is known any more."""
+        if self.sandbox.state not in (State.STOPPED, State.FAILED):
+            self._fail(f"{reason} while the sandbox was {self.sandbox.state}")
+
+    def discard(self) -> None:
+        """Have it removed, waiting for nobody; it is on record until that has succeeded."""
+        self._changed.set()
+        self._removal_wanted.set()
+
+    async def run(self) -> None:
+        """Live, until the sandbox has been removed."""
+        try:
+            while not await self._lived():
+                pass
+            await self._records.delete(self.id)
+            self._become(Action.REMOVED)
+            self._forget(self.id)
+            self._stopped.settle()
+            self._removed.settle()
+        finally:
+            self._over.set()  # what ends from now on is no news of this sandbox: the next agent has it
+            ending = UnavailableError(f"sandbox {self.id} is left as it is: the agent is ending")
+            self._stopped.settle(ending)
+            self._removed.settle(ending)
+
+    async def stop(self, grace: float) -> None:
+        """End all that runs in it; what has ended already stays ended.
+
+        Args:
+            grace: seconds that its processes have to end by themselves.
+
+        Raises:
+            ConflictError: it has failed.
+            GuestError: it could not be stopped, and so has failed.
+        """
+        deadline = trio.current_time() + grace
+        match self.sandbox.state:
+            case State.STOPPED:
+                return
+            case State.STOPPING:
+                self._grace.deadline = min(self._grace.deadline, deadline)
+            case _:
+                self._become(Action.STOPPING)
+                self._grace.deadline = deadline
+                self._working.cancel()
+        await self._stopped.wait()
+
+    async def remove(self, *, force: bool) -> None:
+        """End all that runs in it, and remove what there is of it.
+
+        Args:
+            force: whether it may be running; a stop that is under way is not waited for either.
+
+        Raises:
+            ConflictError: it is running, and that without `force`.
+            GuestError: it could not be removed.
+        """
+        states.check_may_remove(self.sandbox, force=force)
+        if self.sandbox.state in states.LIVE:
+            self._become(Action.STOPPING)
+            self._working.cancel()
+            self._grace.cancel()
+        elif force:
+            self._grace.cancel()
+        self._removal_wanted.set()
+        await self._removed.wait()
+
+    def admit(self, needs: frozenset[State]) -> Workload:
+        """Count a process as running, which is about to be started.
+
+        Raises:
+            ConflictError: the sandbox is in none of the states that it needs.
+        """
+        states.check_may_run(self.sandbox, needs)
+        self._workloads += 1
+        if self.sandbox.state is State.READY:
+            self._become(Action.RUNNING)
+        return Workload(self._workload_ended)
+
+    @asynccontextmanager
+    async def process(self, command: Command, workload: Workload) -> AsyncIterator[Process]:
+        """Start a process that was admitted; its tree is killed if the context is left before its end.
+
+        Raises:
+            GuestError: what `Driver.process` raises.
+        """
+        exit_code = NOT_STARTED
+        try:
+            async with self._driver.process(self.id, command) as process:
+                if self._nursery is None or self.sandbox.state not in states.LIVE:
+                    raise UnavailableError(f"sandbox {self.id} ended while the process was started in it")
+                exit_code = KILLED
+                tracked = TrackedProcess(process, workload)
+                self._nursery.start_soon(tracked.watch, command.timeout)
+                yield tracked
+        finally:
+            workload.end(exit_code)
+
+    async def _lived(self) -> bool:
+        """Live until the sandbox is destroyed; False after an error that nobody foresaw, which is no reason to die."""
+        lost = False
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._keep_record)
+                nursery.start_soon(self._expire)
+                self._nursery = nursery
+                try:
+                    await self._live(nursery)
+                finally:
+                    self._nursery = None  # before it closes, and turns who starts something there into an error
+                self._changed = trio.Event()  # there is nothing left that could be recorded
+                nursery.cancel_scope.cancel()
+        except* Exception:  # with a Cancelled beside it, perhaps, if the agent ends in the same moment
+            log.exception("sandbox lost", extra={"sandbox": self.id})
+            self._leftover = lost = True
+            self._removal_failed(self._unforeseen("looked after"))
+        return not lost
+
+    async def _live(self, nursery: trio.Nursery) -> None:
+        if self._leftover:
+            await self._attempt("cleared away", self._destroy)
+        if self.sandbox.state is State.STARTING:
+            with self._working:
+                await self._work(nursery)
+        if self.sandbox.state is State.STOPPING:
+            await self._end()
+        while True:
+            await self._removal_wanted.wait()
+            error = await self._attempt("removed", self._destroy)
+            if error is None:
+                return
+            self._removal_failed(error)
+
+    async def _work(self, nursery: trio.Nursery) -> None:
+        """Create the sandbox, and wait until it fails."""
+        error = await self._attempt("created", partial(self._driver.create, self.sandbox.spec))
+        if self.sandbox.state is not State.STARTING:
+            return
+        if error is not None:
+            self._fail(str(error))
+            await self._attempt("cleared away", self._destroy)
+            return
+        self.sandbox = evolve(self.sandbox, ready_at=self._now())
+        self._become(Action.READY)
+        if self.sandbox.spec.cmd:
+            nursery.start_soon(self._initial_command, self.admit(states.READY))
+        reason = await self._init_ended()
+        if self.sandbox.state in states.LIVE:
+            self._fail(reason)
+            await self._attempt("stopped", partial(self._driver.stop, self.id))
+
+    async def _end(self) -> None:
+        """Stop the sandbox; if it is to be removed, that kills what still runs."""
+        was_ready = self.sandbox.ready_at > 0
+        if was_ready:
+            with self._grace:
+                await self._attempt("asked to end", self._ask_to_end, patience=math.inf)
+        if self._removal_wanted.is_set():
+            return
+        error = await self._attempt("stopped", partial(self._driver.stop, self.id) if was_ready else self._destroy)
+        if error is not None:
+            self._fail(str(error))
+        else:
+            self._become(Action.STOPPED)
+        self._stopped.settle(error)
+
+    async def _ask_to_end(self) -> None:
+        await self._driver.terminate(self.id)
+        await self._driver.idle(self.id)
+
+    async def _destroy(self) -> None:
+        await self._driver.destroy(self.id)
+        self._leftover = False
+
+    async def _init_ended(self) -> str:
+        try:
+            return await self._driver.ended(self.id)
+        except GuestError as error:
+            return str(error)
+
+    async def _initial_command(self, workload: Workload) -> None:
+        output = self._records.output(self.id)
+        try:
+            async with self.process(Command(argv=self.sandbox.spec.cmd), workload) as process:
+                await process.close_stdin()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(output.copy, process.stdout)
+                    if process.stderr is not None:
+                        nursery.start_soon(output.copy, process.stderr)
+                    await process.wait()
+        except GuestError as error:
+            await output.write(f"{error}\n".encode())
+        except Exception:
+            log.exception("initial command lost", extra={"sandbox": self.id})
+
+    async def _expire(self) -> None:
+        ttl = self.sandbox.spec.ttl
+        if not ttl:
+            return
+        await trio.sleep(max(0.0, self.sandbox.created_at + ttl - self._now()))
+        while True:  # until it is removed: that ends this task
+            try:
+                await self.remove(force=True)
+            except GuestError as error:
+                log.warning("expired sandbox not removed", extra={"sandbox": self.id, "reason": str(error)})
+            await trio.sleep(_EXPIRED_AGAIN)
+
+    async def _keep_record(self) -> None:
+        """Write the record after every change, or after several: nobody waits for the disk."""
+        settled = False
+        try:
+            while True:
+                await self._changed.wait()
+                if settled:
+                    with trio.move_on_after(_BETWEEN_RECORDS):
+                        await self._over.wait()
+                settled = self.sandbox.state in states.READY_OR_RUNNING
+                await self._save()
+        finally:
+            if self._changed.is_set():  # the agent ends, and the next one shall know how its sandboxes did
+                with trio.move_on_after(_LAST_RECORD, shield=True):
+                    await self._save()
+
+    async def _save(self) -> None:
+        self._changed = trio.Event()
+        try:
+            await self._records.save(self.sandbox)
+        except trio.Cancelled:
+            self._changed.set()
+            raise
+
+    async def _attempt(
+        self, done: str, call: Callable[[], Awaitable[None]], *, patience: float = PATIENCE
+    ) -> GuestError | None:
+        """Have the driver do something to the sandbox, which is `done` then; returns what went wrong."""
+        error: GuestError | None = None
+        try:
+            with trio.fail_after(patience):
+                await call()
+        except trio.TooSlowError:
+            error = TimedOutError(f"sandbox {self.id} could not be {done} in {patience:.0f} seconds")
+        except GuestError as failure:
+            error = failure
+        except Exception:
+            log.exception("driver failed", extra={"driver": self._driver.name})
+            error = self._unforeseen(done)
+        if error is not None:
+            log.warning("sandbox not %s", done, extra={"sandbox": self.id, "reason": str(error)})
+        return error
+
+    def _unforeseen(self, done: str) -> GuestError:
+        return GuestError(f"sandbox {self.id} could not be {done}: internal error; the agent's log has more")
+
+    def _removal_failed(self, error: GuestError) -> None:
+        if self.sandbox.state not in (State.STOPPED, State.FAILED):
+            self._fail(str(error))
+        self._stopped.settle(error)
+        removed, self._removed = self._removed, Outcome()
+        self._removal_wanted = trio.Event()
+        removed.settle(error)
+
+    def _workload_ended(self, exit_code: int) -> None:
+        self._workloads -= 1
+        if self._over.is_set() and self.sandbox.state in states.LIVE:
+            return
+        self.sandbox = evolve(self.sandbox, last_exited_at=self._now(), last_exit_code=exit_code)
+        self._changed.set()
+        if self._workloads == 0 and self.sandbox.state is State.RUNNING:
+            self._become(Action.IDLE, {"exit_code": str(exit_code)})
+
+    def _fail(self, reason: str) -> None:
+        self.sandbox = evolve(self.sandbox, error=reason)
+        self._become(Action.FAILED, {"error": reason})
+
+    def _become(self, action: Action, attributes: Mapping[str, str] | None = None) -> None:
+        """Get from one state into the next, and tell."""
+        state = states.after(self.sandbox, action)
+        if state is not None:
+            self.sandbox = evolve(self.sandbox, state=state)
+            if state not in states.LIVE:
+                self._over.set()
+        self._tell(action, attributes)
+
+    def _tell(self, action: Action, attributes: Mapping[str, str] | None = None) -> None:
+        self._changed.set()
+        self._events.publish(self.id, action, attributes)
+
+    def _now(self) -> float:
+        return self._now_ns() / 1e9

@@ -1,0 +1,334 @@
+"""All sandboxes of this guest: what requests about them are done to."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+import trio
+from attrs import define, evolve, field, frozen
+
+from arcbox_guest.errors import (
+    ConflictError,
+    GuestError,
+    InvalidArgumentError,
+    NotFoundError,
+    TimedOutError,
+    UnavailableError,
+)
+from arcbox_guest.sandboxes import states
+from arcbox_guest.sandboxes.life import PATIENCE, Life
+from arcbox_guest.sandboxes.model import Limits, Sandbox, Spec, State
+from arcbox_guest.sandboxes.outcome import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+
+    from arcbox_guest.sandboxes.driver import Driver, Process
+    from arcbox_guest.sandboxes.events import EventHub, Subscription
+    from arcbox_guest.sandboxes.model import Action, Command, Statistics
+    from arcbox_guest.sandboxes.records import Records
+
+log = logging.getLogger(__name__)
+
+DEFAULT_GRACE: Final = 30.0
+"""Seconds that the processes of a sandbox have to end by themselves, when nobody says how many."""
+
+_SHUTDOWN_GRACE: Final = 5.0
+"""The same, when all sandboxes are stopped at once, because the agent ends or the machine is to be powered off."""
+
+_STATISTICS_PATIENCE: Final = 5.0
+"""Seconds that the driver has to tell what a sandbox uses."""
+
+_CLOSING_PATIENCE: Final = 5.0
+"""Seconds that the driver has to let go of the machine."""
+
+_OPENING_PATIENCE: Final = 10.0
+"""Seconds for which requests wait for `run` to have found out what a former agent left."""
+
+_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+@frozen(kw_only=True)
+class Defaults:
+    """What a sandbox gets that asks for nothing else."""
+
+    rootfs: str = ""
+    """Empty where every sandbox has to name its own."""
+
+    vcpus: int = 1
+    memory_mib: int = 512
+
+    def fill(self, spec: Spec) -> Spec:
+        """The spec with nothing left out.
+
+        Raises:
+            InvalidArgumentError: there is no default for what is left out.
+        """
+        rootfs = spec.rootfs or self.rootfs
+        if not rootfs:
+            raise InvalidArgumentError(
+                "no root file system: the request names none in rootfs, nor does the agent's setting sandbox.rootfs"
+            )
+        limits = Limits(vcpus=spec.limits.vcpus or self.vcpus, memory_mib=spec.limits.memory_mib or self.memory_mib)
+        return evolve(spec, id=spec.id or str(uuid.uuid4()), rootfs=rootfs, limits=limits)
+
+
+@define(eq=False)
+class SandboxManager:
+    """Makes sandboxes, keeps an eye on them, and ends them.
+
+    An operation that was begun goes on when its caller is cancelled; only processes end with their caller.
+    """
+
+    _driver: Driver
+    _records: Records
+    _events: EventHub
+    _defaults: Defaults
+    _now_ns: Callable[[], int] = time.time_ns
+    _lives: dict[str, Life] = field(init=False, factory=dict)
+    """By id, in the order of their creation."""
+
+    _nursery: trio.Nursery | None = field(init=False, default=None)
+    """Where they are lived; None while `run` does not run, or has not yet read the records."""
+
+    _loaded: Outcome = field(init=False, factory=Outcome)
+    _swept: Outcome = field(init=False, factory=Outcome)
+    """Settled when it is known what a former agent left on the machine."""
+
+    async def run(self) -> None:
+        """Be the service behind all the other methods, until cancelled."""
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                try:
+                    await self._open()
+                    await trio.sleep_forever()
+                finally:
+                    self._nursery = None  # before it closes, and turns who starts something there into an error
+        finally:
+            self._lives.clear()
+            self._close()
+            with trio.move_on_after(_CLOSING_PATIENCE, shield=True):
+                await self._driver.close()
+
+    async def opened(self) -> None:
+        """Wait until `get` and `list` know of all sandboxes: some milliseconds from the start of `run`.
+
+        Raises:
+            UnavailableError: it takes too long.
+        """
+        await _wait_for(self._loaded)
+
+    async def create(self, spec: Spec) -> Sandbox:
+        """Begin a sandbox, whose state is starting; events tell how it goes on. An empty id asks for a new one.
+
+        Raises:
+            InvalidArgumentError: no sandbox can be so.
+            ConflictError: there is one with that id.
+            UnavailableError: the agent is not that far yet.
+        """
+        if spec.id and not _ID.fullmatch(spec.id):
+            raise InvalidArgumentError(
+                f"{spec.id[:80]!r} is no sandbox id: 1 to 64 letters, digits, '_', '.' and '-', first a letter or digit"
+            )
+        spec = self._defaults.fill(spec)
+        await _wait_for(self._swept)
+        if spec.id in self._lives:
+            raise ConflictError(f"sandbox {spec.id} exists already: remove it first, or choose another id")
+        life = self._life(Sandbox(spec=spec, state=State.STARTING, created_at=self._now()))
+        self._start(life)
+        life.begin()
+        return life.sandbox
+
+    def get(self, sandbox_id: str) -> Sandbox:
+        """What is known of a sandbox.
+
+        Raises:
+            NotFoundError: there is none with that id.
+            UnavailableError: the agent is not that far yet.
+        """
+        self._check_loaded()
+        return self._find(sandbox_id).sandbox
+
+    def list(self, state: State | None = None, labels: Mapping[str, str] | None = None) -> Sequence[Sandbox]:
+        """The sandboxes that are in a state, or in any, and that have all of some labels; the oldest first.
+
+        Raises:
+            UnavailableError: the agent is not that far yet.
+        """
+        self._check_loaded()
+        wanted = (labels or {}).items()
+        return [
+            life.sandbox
+            for life in self._lives.values()
+            if state in (None, life.sandbox.state) and wanted <= life.sandbox.spec.labels.items()
+        ]
+
+    async def stop(self, sandbox_id: str, grace: float = DEFAULT_GRACE) -> None:
+        """End all that runs in a sandbox: ask it to, and kill what is left after `grace` seconds.
+
+        One that is being created is not created any further. One that has stopped already stays so.
+
+        Raises:
+            NotFoundError: there is none with that id.
+            ConflictError: it has failed.
+            GuestError: it could not be stopped.
+        """
+        await self.opened()
+        await self._find(sandbox_id).stop(grace)
+
+    async def remove(self, sandbox_id: str, *, force: bool) -> None:
+        """Remove a sandbox and all that belongs to it; with `force` even while something runs in it.
+
+        Raises:
+            NotFoundError: there is none with that id.
+            ConflictError: something runs in it.
+            GuestError: it could not be removed. It can be tried again.
+        """
+        await self.opened()
+        await self._find(sandbox_id).remove(force=force)
+
+    async def stop_all(self, grace: float = _SHUTDOWN_GRACE) -> None:
+        """Stop all sandboxes that are not stopped yet, and log what can't be.
+
+        Called again meanwhile, with a shorter `grace`, it takes no longer than that.
+        """
+        async with trio.open_nursery() as nursery:
+            for life in self._lives.values():
+                if life.sandbox.state is not State.FAILED:
+                    nursery.start_soon(_stop_quietly, life, grace)
+
+    @asynccontextmanager
+    async def process(
+        self, sandbox_id: str, command: Command, *, needs: frozenset[State] = states.READY_OR_RUNNING
+    ) -> AsyncIterator[Process]:
+        """Run a process in a sandbox; its whole tree is killed if the context is left before its end.
+
+        Args:
+            sandbox_id: the sandbox.
+            command: what to run, and for how long at most.
+            needs: the states in which the sandbox may be: `states.READY` or `states.READY_OR_RUNNING`.
+
+        Raises:
+            NotFoundError: there is no such sandbox.
+            ConflictError: it is in none of those states.
+            GuestError: whatever the driver says.
+        """
+        await self.opened()
+        life = self._find(sandbox_id)
+        async with life.process(command, life.admit(needs)) as process:
+            yield process
+
+    def subscribe(self, sandbox_id: str = "", action: Action | None = None) -> Subscription:
+        """The events from now on, as a context to iterate over: of one sandbox, or all; one action, or all."""
+        return self._events.subscribe(sandbox_id, action)
+
+    async def statistics(self, sandbox_id: str) -> Statistics:
+        """What a sandbox uses now.
+
+        Raises:
+            NotFoundError: there is no such sandbox.
+            ConflictError: it is not ready, or not any more.
+            GuestError: whatever the driver says.
+        """
+        await self.opened()
+        sandbox = self._find(sandbox_id).sandbox
+        if sandbox.state not in states.READY_OR_RUNNING:
+            raise ConflictError(f"{states.describe(sandbox)}: it uses nothing that could be measured")
+        with trio.move_on_after(_STATISTICS_PATIENCE):
+            return await self._driver.statistics(sandbox_id)
+        raise TimedOutError(
+            f"what sandbox {sandbox_id} uses could not be found out in {_STATISTICS_PATIENCE:.0f} seconds"
+        )
+
+    def _find(self, sandbox_id: str) -> Life:
+        life = self._lives.get(sandbox_id)
+        if life is None:
+            raise NotFoundError(f"there is no sandbox {sandbox_id[:80]!r}")
+        return life
+
+    def _life(self, sandbox: Sandbox, *, leftover: bool = False) -> Life:
+        return Life(
+            sandbox=sandbox,
+            driver=self._driver,
+            events=self._events,
+            records=self._records,
+            now_ns=self._now_ns,
+            forget=self._lives.pop,
+            leftover=leftover,
+        )
+
+    def _start(self, life: Life) -> None:
+        if self._nursery is None:
+            raise UnavailableError("the agent is ending: no sandbox can be created any more")
+        self._lives[life.id] = life
+        self._nursery.start_soon(life.run)
+
+    async def _open(self) -> None:
+        for sandbox in await self._records.load():
+            self._take_over(sandbox)
+        self._loaded.settle()
+        await self._sweep()
+        self._swept.settle()
+
+    def _close(self) -> None:
+        """Refuse whoever waits for `run` to get further than it did, and have others wait for the next one."""
+        ending = UnavailableError("sandboxes are not available: the agent is ending, or its log says why")
+        for opened in (self._loaded, self._swept):
+            opened.settle(ending)
+        self._loaded, self._swept = Outcome(), Outcome()
+
+    def _take_over(self, sandbox: Sandbox) -> None:
+        """Go on with a record. This is where a sandbox that still runs will be adopted."""
+        life = self._life(sandbox, leftover=True)
+        life.lose("the agent was restarted")
+        self._start(life)
+
+    async def _sweep(self) -> None:
+        """Remove what there is on the machine of sandboxes without a record."""
+        known = set(self._lives)
+        for sandbox_id in await self._existing():
+            if sandbox_id not in known:
+                error = "a former agent left it without a record"
+                sandbox = Sandbox(spec=Spec(id=sandbox_id), state=State.FAILED, created_at=self._now(), error=error)
+                life = self._life(sandbox)
+                self._start(life)
+                life.discard()
+
+    async def _existing(self) -> Sequence[str]:
+        try:
+            with trio.fail_after(PATIENCE):
+                return await self._driver.existing()
+        except GuestError as error:
+            log.info("no sandboxes here", extra={"reason": str(error)})
+        except Exception:
+            log.exception("what a former agent left can't be found")
+        return ()
+
+    def _check_loaded(self) -> None:
+        if not self._loaded.settled:
+            raise UnavailableError("the agent is still reading its records: try again in a moment")
+
+    def _now(self) -> float:
+        return self._now_ns() / 1e9
+
+
+async def _wait_for(opened: Outcome) -> None:
+    if opened.settled:
+        return
+    with trio.move_on_after(_OPENING_PATIENCE):
+        await opened.wait()
+        return
+    raise UnavailableError("sandboxes are not available: the agent is not ready for them yet, or its log says why")
+
+
+async def _stop_quietly(life: Life, grace: float) -> None:
+    try:
+        await life.stop(grace)
+    except GuestError as error:
+        log.warning("sandbox not stopped", extra={"sandbox": life.id, "reason": str(error)})

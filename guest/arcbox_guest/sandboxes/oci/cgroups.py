@@ -1,0 +1,336 @@
+"""The cgroups of one sandbox: its processes as a group, and what they use.
+
+Below cgroup2's mount point:
+
+    <name>/<id>            the init; with cgroup2 alone, the limits are here
+    <name>/<id>/p/<n>      one process that was run, and its descendants
+    <name>/.clients/…      with cgroup2 alone: the runtime's clients, which must not count as the sandbox's
+
+In hybrid the runtime does not touch cgroup2, so its client starts in p/<n>, and what it starts inherits that. With
+cgroup2 alone the runtime is told to put the process into p/<n>. In either case a process is in one of both places
+from its first moment, and killing first the one and then the other leaves nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal
+import time
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING, Final
+
+import trio
+from attrs import field, frozen
+
+from arcbox_guest.errors import GuestError
+from arcbox_guest.sandboxes.model import Statistics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from arcbox_guest.sandboxes.oci.hierarchies import Hierarchies
+
+CLIENTS: Final = ".clients"
+
+_PATIENCE: Final = 10.0
+"""Seconds in which processes that were killed must be gone."""
+
+_STARTING: Final = 2.0
+"""Seconds in which a process that is being started should have been: usually 0.01."""
+
+_GONE: Final = (errno.ENOENT, errno.ENODEV, errno.ESRCH)
+"""A cgroup, or process, that has ceased to be there; ENODEV when a file of it is still open."""
+
+
+@frozen
+class ProcessGroup:
+    """A process, its descendants, and the client of the runtime that started it."""
+
+    runtime_name: str | None
+    """For the runtime, which has to put the process there; None where it inherits the place of its client."""
+
+    path: Path
+    entry: Path
+    """Where the client has to be put before it starts anything."""
+
+    def create(self) -> None:
+        self.path.mkdir()
+        self.entry.mkdir(exist_ok=self.entry == self.path, parents=True)
+
+    def enter(self, pid: int) -> None:
+        """Put the client there."""
+        (self.entry / "cgroup.procs").write_text(str(pid))
+
+    def kill(self) -> None:
+        """Kill them all. What has been removed is killed already."""
+        kill(self.entry)
+        if self.entry != self.path:
+            kill(self.path)
+
+    def has_started(self, is_starting: Callable[[int], bool]) -> bool:
+        """Whether one of its processes is what it shall be: in the sandbox, and not the runtime's any more."""
+        return any(not is_starting(pid) for pid in self.inside())
+
+    def inside(self) -> list[int]:
+        """Its processes that are in the sandbox already."""
+        own = os.stat("/proc/self/ns/pid").st_ino
+        return [pid for pid in _pids(self.path) if _pid_namespace(pid) not in (own, None)]
+
+    def remove(self) -> bool:
+        """Whether it could be removed: a process that is left behind keeps it."""
+        return all([_remove(self.entry), _remove(self.path)])
+
+
+@frozen
+class SandboxCgroups:
+    """The cgroups of a sandbox, whether they are there or not."""
+
+    _hierarchies: Hierarchies
+    _name: str
+    """Of the cgroup that has all sandboxes of the driver, in every hierarchy."""
+
+    _id: str
+    tree: Path = field(init=False)
+    """All processes of the sandbox are in it or below."""
+
+    processes: Path = field(init=False)
+    """All but the init are below."""
+
+    @tree.default
+    def _tree(self) -> Path:
+        return self._hierarchies.unified / self._name / self._id
+
+    @processes.default
+    def _processes(self) -> Path:
+        return self.tree / "p"
+
+    @property
+    def _clients(self) -> Path:
+        return self._hierarchies.unified / self._name / CLIENTS / self._id
+
+    @property
+    def runtime_path(self) -> str:
+        """For the runtime: in the hierarchies with the controllers."""
+        return f"/{self._name}/{self._id}"
+
+    def create(self) -> ProcessGroup:
+        """Have a group for the client that starts the init, which inherits it in hybrid."""
+        if self._hierarchies.hybrid:
+            group = ProcessGroup(None, self.tree, self.tree)
+        else:
+            group = ProcessGroup(None, self._clients, self._clients)
+        group.path.mkdir(parents=True)
+        return group
+
+    def adopt(self, init: int) -> None:
+        """Have the init, which the runtime has started, in the group."""
+        self.processes.mkdir(parents=True, exist_ok=True)
+        if self._hierarchies.hybrid:
+            (self.tree / "cgroup.procs").write_text(str(init))
+
+    def group(self, number: int) -> ProcessGroup:
+        path = self.processes / str(number)
+        if self._hierarchies.hybrid:
+            return ProcessGroup(None, path, path)
+        return ProcessGroup(f"p/{number}", path, self._clients / str(number))
+
+    async def terminate(self, is_starting: Callable[[int], bool]) -> None:
+        """Send SIGTERM to all but the init. Not to the runtime's clients, who would end, and lose the exit code.
+
+        Args:
+            is_starting: whether a process is still the runtime's, which is about to become what it shall run. It is
+                waited for: the signal is for that, and would make the runtime fail.
+        """
+        pending = await trio.to_thread.run_sync(lambda: list(self._groups()))
+        deadline = trio.current_time() + _STARTING
+        while pending:
+            patient = trio.current_time() < deadline
+            pending = await trio.to_thread.run_sync(_terminate, pending, is_starting if patient else lambda _pid: False)
+            await trio.sleep(0.002)
+
+    async def empty(self) -> None:
+        """Wait until there is no process but the init."""
+        await _empty(self.processes)
+
+    async def kill(self) -> None:
+        """Kill all, and wait until they are gone.
+
+        Raises:
+            GuestError: some can't be killed: they wait for a device, say.
+        """
+        with trio.move_on_after(_PATIENCE):
+            await self._kill()
+            return
+        left = ", ".join(map(str, self._stragglers()))
+        raise GuestError(f"processes of sandbox {self._id} can't be killed: {left}")
+
+    async def remove(self) -> None:
+        """Remove all that is there, of a sandbox that was killed.
+
+        Raises:
+            GuestError: the kernel does not let go of it.
+        """
+        deadline = time.monotonic() + _PATIENCE
+        while left := [path for path in self._places() if not _remove_tree(path)]:
+            # What was killed may need a moment more to leave the cgroups of v1, which tell nobody.
+            if time.monotonic() > deadline:
+                raise GuestError(f"the cgroup {left[0]} can't be removed")
+            await trio.sleep(0.005)
+
+    def exist(self) -> bool:
+        return any(path.exists() for path in self._places())
+
+    def statistics(self) -> Statistics:
+        """What the sandbox uses.
+
+        Raises:
+            OSError: it is gone.
+        """
+        if not self._hierarchies.hybrid:
+            microseconds = _values(self.tree / "cpu.stat")["usage_usec"]
+            memory = _number(self.tree / "memory.current") - _values(self.tree / "memory.stat")["inactive_file"]
+            return Statistics(
+                cpu_seconds=microseconds / 1e6, memory_bytes=max(memory, 0), processes=len(list(_pids(self.tree)))
+            )
+        memory_cgroup = self._v1("memory")
+        reclaimable = _values(memory_cgroup / "memory.stat")["total_inactive_file"]
+        memory = _number(memory_cgroup / "memory.usage_in_bytes") - reclaimable
+        return Statistics(
+            cpu_seconds=_number(self._v1("cpuacct") / "cpuacct.usage") / 1e9,
+            memory_bytes=max(memory, 0),
+            processes=len(list(_pids(self._v1("pids")))),
+        )
+
+    def out_of_memory_kills(self) -> int:
+        """How many processes the memory limit has cost; 0 when that can't be found out."""
+        hybrid = self._hierarchies.hybrid
+        try:
+            path = self._v1("memory") / "memory.oom_control" if hybrid else self.tree / "memory.events"
+            return _values(path).get("oom_kill", 0)
+        except (GuestError, OSError):
+            return 0
+
+    def _v1(self, controller: str) -> Path:
+        return self._hierarchies.controller(controller) / self._name / self._id
+
+    def _groups(self) -> Iterator[ProcessGroup]:
+        """Those that are there."""
+        with suppress(FileNotFoundError):
+            for path in self.processes.iterdir():
+                if path.name.isdecimal():
+                    yield self.group(int(path.name))
+
+    def _places(self) -> list[Path]:
+        """Every directory that the sandbox may have in any hierarchy."""
+        v1 = [path / self._name / self._id for path in dict.fromkeys(self._hierarchies.v1.values())]
+        return [self.tree, self._clients, *v1]
+
+    async def _kill(self) -> None:
+        kill(self._clients)
+        kill(self.tree)
+        await _empty(self.tree)
+        # What a former agent had begun to create, and not yet adopted, is in the cgroups of the runtime alone.
+        while stragglers := self._stragglers():
+            for pid in stragglers:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            await trio.sleep(0.005)
+
+    def _stragglers(self) -> list[int]:
+        return sorted({pid for path in self._places() for pid in _pids(path)})
+
+
+def remove_parents(hierarchies: Hierarchies, name: str) -> None:
+    """Remove the cgroups that have all sandboxes of a driver, where they are empty."""
+    for root in (hierarchies.unified, *dict.fromkeys(hierarchies.v1.values())):
+        _remove(root / name / CLIENTS)
+        _remove(root / name)
+
+
+def _terminate(groups: Sequence[ProcessGroup], is_starting: Callable[[int], bool]) -> list[ProcessGroup]:
+    """Send SIGTERM to the processes of groups, but for those where one is just being started, which are returned."""
+    starting = []
+    for group in groups:
+        pids = group.inside()
+        clients = any(_pids(group.entry))
+        if (clients and not pids) or any(map(is_starting, pids)):
+            starting.append(group)
+            continue
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+    return starting
+
+
+def _pid_namespace(pid: int) -> int | None:
+    """The inode of a process's pid namespace; None if it is gone."""
+    try:
+        return os.stat(f"/proc/{pid}/ns/pid").st_ino
+    except OSError:
+        return None
+
+
+def kill(path: Path) -> None:
+    """Kill all that is in a cgroup of cgroup2, and below it; one that is not there is empty."""
+    try:
+        (path / "cgroup.kill").write_text("1")
+    except OSError as error:
+        if error.errno not in _GONE:
+            raise
+
+
+async def _empty(path: Path) -> None:
+    """Wait until no process is in a cgroup of cgroup2, nor below; one that is not there is empty."""
+    try:
+        events = os.open(path / "cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in _GONE:
+            return
+        raise
+    try:
+        # The file says of a change by EPOLLPRI, and is readable all the time: an epoll of its own, for that alone, is
+        # readable for Trio's when there is one.
+        with closing(select.epoll()) as changes:
+            changes.register(events, select.EPOLLPRI)
+            while b"populated 1" in os.pread(events, 4096, 0):
+                await trio.lowlevel.wait_readable(changes.fileno())
+    except OSError as error:
+        if error.errno not in _GONE:
+            raise
+    finally:
+        os.close(events)
+
+
+def _pids(path: Path) -> Iterator[int]:
+    """Of the processes in a cgroup and below."""
+    for directory, _, _ in os.walk(path):
+        with suppress(OSError), open(f"{directory}/cgroup.procs", encoding="ascii") as procs:
+            yield from map(int, procs)
+
+
+def _remove(path: Path) -> bool:
+    try:
+        path.rmdir()
+    except OSError as error:
+        return error.errno in _GONE
+    return True
+
+
+def _remove_tree(path: Path) -> bool:
+    for directory, _, _ in os.walk(path, topdown=False):
+        with suppress(OSError):
+            os.rmdir(directory)
+    return _remove(path)
+
+
+def _number(path: Path) -> int:
+    return int(path.read_text())
+
+
+def _values(path: Path) -> dict[str, int]:
+    """A file of lines that have a name and a number."""
+    lines = (line.split() for line in path.read_text().splitlines())
+    return {name: int(value) for name, value in lines if value.isdecimal()}

@@ -1,0 +1,153 @@
+"""A child process of the agent, in a session of its own, watched by its pidfd."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+import trio
+from attrs import define, field
+
+from arcbox_guest.sandboxes.model import SIGNALLED
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_REAPING: Final = 5.0
+"""Seconds in which a process that was killed must be gone. One that waits for a device is left to itself."""
+
+
+@define(eq=False)
+class PidFd:
+    """A process, of whoever. Any number of tasks may wait for its end."""
+
+    _fd: int
+    _waiting: trio.Lock = field(init=False, factory=trio.Lock)
+
+    @classmethod
+    def open(cls, pid: int) -> PidFd:
+        """Raises ProcessLookupError: there is no such process."""
+        return cls(os.pidfd_open(pid))
+
+    def ended(self) -> bool:
+        """Whether the process has."""
+        return self._fd < 0 or bool(_readable(self._fd))
+
+    async def wait(self) -> None:
+        """Wait for its end."""
+        async with self._waiting:
+            if not self.ended():
+                await trio.lowlevel.wait_readable(self._fd)
+
+    def signal(self, number: int) -> None:
+        """Send it a signal, unless it is gone."""
+        if self._fd >= 0:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._fd, number)
+
+    def close(self) -> None:
+        """Whoever waits for it then gets a ClosedResourceError."""
+        if self._fd >= 0:
+            trio.lowlevel.notify_closing(self._fd)
+            self.discard()
+
+    def discard(self) -> None:
+        """Close it where nobody can be waiting, outside of Trio."""
+        os.close(self._fd)
+        self._fd = -1
+
+
+@define(eq=False)
+class Child:
+    """A child that was started, and must be waited for or closed."""
+
+    _process: subprocess.Popen[bytes]
+    _pidfd: PidFd
+
+    @classmethod
+    def start(  # noqa: PLR0913  what a process is given
+        cls,
+        argv: Sequence[str],
+        *,
+        stdin: int = subprocess.DEVNULL,
+        stdout: int = subprocess.DEVNULL,
+        stderr: int = subprocess.DEVNULL,
+        pass_fds: Sequence[int] = (),
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Child:
+        """Start a process, with the mount namespace of the calling thread. Blocks until it is executed.
+
+        Raises:
+            OSError: it can't be.
+        """
+        process = subprocess.Popen(  # noqa: S603  the runtime of the settings
+            argv,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=pass_fds,
+            cwd=cwd,
+            env=env,
+            start_new_session=True,
+        )
+        try:
+            return cls(process, PidFd.open(process.pid))
+        except OSError:
+            _end(process)
+            raise
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def ended(self) -> bool:
+        """Whether it has."""
+        return self._process.poll() is not None
+
+    async def wait(self) -> int:
+        """Wait for its end; its exit code, or 128 + n when signal n killed it. Any number may wait.
+
+        Raises:
+            trio.ClosedResourceError: it was closed, and could not be killed.
+        """
+        with suppress(trio.ClosedResourceError):  # it has ended in the moment in which it was closed, as a rule
+            await self._pidfd.wait()
+        if not self.ended():
+            raise trio.ClosedResourceError("the process can't be killed, and is left to itself")
+        returncode = self._process.wait()
+        return SIGNALLED - returncode if returncode < 0 else returncode
+
+    def signal(self, number: int) -> None:
+        """Send it a signal, unless it has ended."""
+        if not self.ended():
+            self._pidfd.signal(number)
+
+    def discard(self) -> None:
+        """Kill it and forget it, right after its start, where nobody waits for it. Blocks for a moment."""
+        _end(self._process)
+        self._pidfd.discard()
+
+    async def close(self) -> None:
+        """Kill its process group if it has not ended, and forget it."""
+        if not self.ended():
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            with trio.move_on_after(_REAPING, shield=True):
+                await self.wait()
+        self._pidfd.close()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _readable(fd: int) -> bool:
+    poll = select.poll()  # select(2) takes no descriptor above 1023
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))

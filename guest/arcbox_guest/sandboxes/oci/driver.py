@@ -1,0 +1,297 @@
+"""The driver `oci`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import trio
+from attrs import define, evolve, field, frozen
+
+from arcbox_guest.errors import ConflictError, GuestError, NotSupportedError, UnavailableError
+from arcbox_guest.sandboxes.oci import bundle, cgroups, hierarchies
+from arcbox_guest.sandboxes.oci.cgroups import CLIENTS, SandboxCgroups
+from arcbox_guest.sandboxes.oci.child import PidFd
+from arcbox_guest.sandboxes.oci.images import Images
+from arcbox_guest.sandboxes.oci.mounts import Sources, Stage
+from arcbox_guest.sandboxes.oci.namespace import MountNamespace
+from arcbox_guest.sandboxes.oci.runtime import Runtime
+from arcbox_guest.sandboxes.oci.sandbox import LiveSandbox
+from arcbox_guest.sandboxes.oci.trees import remove_tree
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Sequence
+
+    from arcbox_guest.sandboxes.driver import Process
+    from arcbox_guest.sandboxes.model import Command, Spec, Statistics
+    from arcbox_guest.sandboxes.oci.cgroups import ProcessGroup
+    from arcbox_guest.sandboxes.oci.hierarchies import Hierarchies
+    from arcbox_guest.sandboxes.oci.images import Image
+
+log = logging.getLogger(__name__)
+
+_TOOLS: Final = "/arcbox/runtime/bin"
+_SYSTEM: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/libexec/podman"
+
+_INIT: Final = "catatonit"
+
+
+@frozen
+class Equipment:
+    """What is needed for any sandbox; it is there from the first one on."""
+
+    hierarchies: Hierarchies
+    unified: int
+    """cgroup2's mount, opened: so it has a path that is the same in every mount namespace."""
+
+    namespace: MountNamespace
+    runtime: Runtime
+    images: Images
+    init: str
+
+    def close(self) -> None:
+        self.namespace.close()
+        self.runtime.close()
+        os.close(self.unified)
+
+
+@define(eq=False)
+class OciDriver:
+    """Sandboxes that an OCI runtime isolates. To be closed at the end; sandboxes that then run go on."""
+
+    data_dir: Path
+    """For all files of all sandboxes; on a file system that can be an overlay's upper layer. Ours alone."""
+
+    runtime: str = "crun"
+    """Name or path: crun or runc."""
+
+    init: str = ""
+    """The path of a static program that reaps and waits when called with -P; empty finds catatonit."""
+
+    max_processes: int = 1024
+    """Processes, and threads, that may run in a sandbox at the same time."""
+
+    name: str = field(init=False, default="oci")
+    _equipment: Equipment | None = field(init=False, default=None)
+    _live: dict[str, LiveSandbox] = field(init=False, factory=dict)
+    _ids: set[str] = field(init=False, factory=set)
+    """Of the sandboxes that live, or are being created or destroyed."""
+
+    _images: dict[str, Image] = field(init=False, factory=dict)
+    """By the id of the sandbox that uses it."""
+
+    _cgroup: str = field(init=False)
+    """The name of the cgroup that has all sandboxes: a driver of the same directory has the same, and no other."""
+
+    @_cgroup.default
+    def _default_cgroup(self) -> str:
+        path = os.path.realpath(self.data_dir)
+        return f"arcbox-{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"
+
+    async def create(self, spec: Spec) -> None:
+        directory = self._directory(spec.id)
+        if spec.id in self._ids or directory.exists():
+            raise ConflictError(f"sandbox {spec.id} exists already, or something is left of one")
+        equipment = self._equip()
+        self._ids.add(spec.id)
+        try:
+            await self._create_from(equipment, spec)
+        except BaseException:
+            with trio.CancelScope(shield=True):  # each step of it has a deadline
+                await self._clear_away(spec.id)
+            raise
+
+    @asynccontextmanager
+    async def process(self, sandbox_id: str, command: Command) -> AsyncIterator[Process]:
+        async with self._find(sandbox_id).process(command) as process:
+            yield process
+
+    async def terminate(self, sandbox_id: str) -> None:
+        await self._find(sandbox_id).terminate()
+
+    async def idle(self, sandbox_id: str) -> None:
+        await self._find(sandbox_id).cgroups.empty()
+
+    async def ended(self, sandbox_id: str) -> str:
+        return await self._find(sandbox_id).ended()
+
+    async def stop(self, sandbox_id: str) -> None:
+        if sandbox_id in self._live:
+            self._live[sandbox_id].stopped = True
+        with _translated(f"sandbox {sandbox_id} can't be stopped"):
+            await self._stop(self._equip(), sandbox_id)
+
+    async def destroy(self, sandbox_id: str) -> None:
+        self._ids.add(sandbox_id)
+        await self.stop(sandbox_id)
+        with _translated(f"sandbox {sandbox_id} can't be removed"):
+            await trio.to_thread.run_sync(remove_tree, self._directory(sandbox_id))
+        if sandbox_id in self._images:
+            await self._equip().images.release(self._images.pop(sandbox_id))
+        if sandbox_id in self._live:
+            self._live.pop(sandbox_id).watch.close()
+        self._ids.remove(sandbox_id)
+        if not self._ids:
+            cgroups.remove_parents(self._equip().hierarchies, self._cgroup)
+
+    async def statistics(self, sandbox_id: str) -> Statistics:
+        sandbox = self._find(sandbox_id)
+        sandbox.check_alive()
+        try:
+            return await trio.to_thread.run_sync(sandbox.cgroups.statistics)
+        except OSError as error:
+            raise UnavailableError(f"sandbox {sandbox_id} does not run any more") from error
+
+    async def existing(self) -> Sequence[str]:
+        return await trio.to_thread.run_sync(self._existing)
+
+    async def close(self) -> None:
+        """Let go of everything that is not a sandbox's. Sandboxes that run go on running."""
+        equipment, self._equipment = self._equipment, None
+        for sandbox in self._live.values():
+            sandbox.watch.close()
+        self._live.clear()
+        self._images.clear()  # they were mounted in the namespace that ends here
+        if equipment is not None:
+            cgroups.remove_parents(equipment.hierarchies, self._cgroup)
+            await trio.to_thread.run_sync(equipment.close, abandon_on_cancel=True)  # it may wait for a call that hangs
+
+    def _equip(self) -> Equipment:
+        if self._equipment is None:
+            with _translated("sandboxes can't be had on this machine"):
+                self._equipment = self._make_equipment()
+        return self._equipment
+
+    def _make_equipment(self) -> Equipment:
+        runtime, init = _find_tool(self.runtime, "sandbox.runtime"), _find_tool(self.init or _INIT, "sandbox.init")
+        found = hierarchies.find()
+        for name in ("images", "sandboxes", "runtime"):
+            (self.data_dir / name).mkdir(parents=True, exist_ok=True)
+        namespace = MountNamespace(str(found.unified) if found.hybrid else "")
+        unified = os.open(found.unified, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        return Equipment(
+            hierarchies=evolve(found, unified=Path(f"/proc/self/fd/{unified}")),
+            unified=unified,
+            namespace=namespace,
+            runtime=Runtime(runtime, self._runtime_state, namespace),
+            images=Images(self.data_dir / "images", namespace),
+            init=init,
+        )
+
+    async def _create_from(self, equipment: Equipment, spec: Spec) -> None:
+        sources = await trio.to_thread.run_sync(Sources.open, spec.rootfs, spec.mounts)
+        try:
+            with _translated(f"sandbox {spec.id} can't be created"):
+                await self._create(equipment, spec, sources)
+        finally:
+            sources.close()
+
+    async def _create(self, equipment: Equipment, spec: Spec, sources: Sources) -> None:
+        lower: Path | int
+        if sources.rootfs_is_directory:
+            lower = await trio.to_thread.run_sync(sources.clone, sources.rootfs)
+        else:
+            image = self._images[spec.id] = await equipment.images.acquire(sources.rootfs, spec.rootfs)
+            lower = image.path
+        mounts = [await trio.to_thread.run_sync(sources.clone, bind) for bind in sources.binds]
+        stage = Stage(self._directory(spec.id))
+        try:
+            client = await equipment.namespace.run(self._prepare, equipment, spec, stage, lower, mounts)
+            init = await equipment.runtime.run(spec.id, stage.directory, client.enter)
+        finally:
+            with trio.CancelScope(shield=True):
+                await equipment.namespace.run(stage.unmount)
+        watch = PidFd.open(init)
+        self._live[spec.id] = LiveSandbox(
+            spec=spec,
+            cgroups=self._cgroups(equipment, spec.id),
+            directory=stage.directory,
+            init=init,
+            watch=watch,
+            runtime=equipment.runtime,
+            namespace=equipment.namespace,
+        )
+        self._live[spec.id].cgroups.adopt(init)
+
+    def _prepare(
+        self, equipment: Equipment, spec: Spec, stage: Stage, lower: Path | int, mounts: Sequence[int]
+    ) -> ProcessGroup:
+        """Have everything ready for the runtime; the group for its client."""
+        stage.directory.mkdir(mode=0o700)
+        stage.mount_root(lower)
+        stage.mount_binds(mounts, spec.mounts)
+        groups = self._cgroups(equipment, spec.id)
+        config = bundle.sandbox_config(
+            spec,
+            rootfs=str(stage.rootfs),
+            init=equipment.init,
+            cgroups_path=groups.runtime_path,
+            max_processes=self.max_processes,
+        )
+        (stage.directory / "config.json").write_text(json.dumps(config))
+        return groups.create()
+
+    async def _stop(self, equipment: Equipment, sandbox_id: str) -> None:
+        groups = self._cgroups(equipment, sandbox_id)
+        await groups.kill()
+        # The runtime is not asked: there is nothing else that it would remove. `runc delete` waits for zombies, which
+        # belong to whoever is PID 1 and may take his time; and a runtime that hangs must not keep a sandbox.
+        await trio.to_thread.run_sync(remove_tree, self._runtime_state / sandbox_id)
+        await groups.remove()
+
+    async def _clear_away(self, sandbox_id: str) -> None:
+        """What a creation that failed has left."""
+        try:
+            await self.destroy(sandbox_id)
+        except GuestError:
+            log.exception("sandbox not cleared away", extra={"sandbox": sandbox_id})
+
+    def _existing(self) -> Sequence[str]:
+        found = hierarchies.find()
+        parents = [root / self._cgroup for root in {found.unified, *found.v1.values()}]
+        places = [self.data_dir / "sandboxes", self._runtime_state, *parents]
+        return sorted({name for place in places for name in _sandboxes_in(place)})
+
+    def _find(self, sandbox_id: str) -> LiveSandbox:
+        if sandbox_id not in self._live:
+            raise UnavailableError(f"sandbox {sandbox_id} does not run")
+        return self._live[sandbox_id]
+
+    def _cgroups(self, equipment: Equipment, sandbox_id: str) -> SandboxCgroups:
+        return SandboxCgroups(equipment.hierarchies, self._cgroup, sandbox_id)
+
+    def _directory(self, sandbox_id: str) -> Path:
+        return self.data_dir / "sandboxes" / sandbox_id
+
+    @property
+    def _runtime_state(self) -> Path:
+        return self.data_dir / "runtime"
+
+
+def _sandboxes_in(place: Path) -> list[str]:
+    try:
+        return [path.name for path in place.iterdir() if path.is_dir() and path.name != CLIENTS]
+    except FileNotFoundError:  # nothing was ever there, or the last of them is being removed just now
+        return []
+
+
+def _find_tool(name: str, setting: str) -> str:
+    path = shutil.which(name, path=os.pathsep.join((_TOOLS, os.environ.get("PATH", ""), _SYSTEM)))
+    if path is None:
+        raise NotSupportedError(f"sandboxes need {name}, and it is not installed: see the setting {setting}")
+    return os.path.abspath(path)
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    """Make the kernel's complaints errors for the caller."""
+    try:
+        yield
+    except OSError as error:
+        raise GuestError(f"{what}: {error.strerror or error}") from error

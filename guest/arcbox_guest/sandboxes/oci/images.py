@@ -1,0 +1,125 @@
+"""Root file systems in image files: each mounted once, read-only, for all sandboxes that are made of it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+import trio
+from attrs import define, field
+
+from arcbox_guest.errors import GuestError, InvalidArgumentError
+from arcbox_guest.sandboxes.oci import linux, loop
+from arcbox_guest.sandboxes.oci.root_files import open_path
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from arcbox_guest.sandboxes.oci.namespace import MountNamespace
+
+_MAGIC: Final = (("ext4", 1080, b"\x53\xef"), ("erofs", 1024, b"\xe2\xe1\xf5\xe0"), ("squashfs", 0, b"hsqs"))
+"""Of each kind of file system: where in it, and what. The drivers named ext4 mount ext2 and ext3 as well."""
+
+# A journal is not replayed: nothing is ever written to an image, and one that was in use when it was copied will do.
+_OPTIONS: Final = {"ext4": "noload"}
+
+
+@define(eq=False)
+class Image:
+    """An image that is mounted, or about to be."""
+
+    path: Path
+    users: int = 0
+    mounted: bool = False
+    lock: trio.Lock = field(init=False, factory=trio.Lock)
+
+
+@define(eq=False)
+class Images:
+    """The images that are mounted now."""
+
+    _directory: Path
+    """Where their mount points are."""
+
+    _namespace: MountNamespace
+    _images: dict[tuple[int, int], Image] = field(init=False, factory=dict)
+    """By device and inode: a file that takes the place of another is another image."""
+
+    def __attrs_post_init__(self) -> None:
+        for path in self._directory.iterdir():  # from a former agent, in whose namespace something was mounted there
+            with suppress(OSError):
+                path.rmdir()
+
+    async def acquire(self, file: int, name: str) -> Image:
+        """The mount of an image file. It stays until it was released as often as it was acquired.
+
+        Args:
+            file: the file, opened with O_PATH.
+            name: what people call it.
+
+        Raises:
+            InvalidArgumentError: there is no file system in the image.
+            GuestError: it can't be mounted.
+        """
+        status = os.fstat(file)
+        key = (status.st_dev, status.st_ino)
+        image = self._images.setdefault(key, Image(self._directory / f"{status.st_dev:x}-{status.st_ino}"))
+        image.users += 1
+        try:
+            async with image.lock:
+                if not image.mounted:
+                    await self._namespace.run(_mount, file, name, image.path)
+                    image.mounted = True
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self.release(image)
+            raise
+        return image
+
+    async def release(self, image: Image) -> None:
+        """Have one user less."""
+        image.users -= 1
+        async with image.lock:
+            if image.users == 0:
+                if image.mounted:
+                    await self._namespace.run(_unmount, image.path)
+                    image.mounted = False
+                if image.users == 0:
+                    self._images = {key: other for key, other in self._images.items() if other is not image}
+
+
+def _mount(found: int, name: str, path: Path) -> None:
+    if not stat.S_ISREG(os.fstat(found).st_mode):
+        raise InvalidArgumentError(f"the root file system, {name}, is neither a directory nor an image file")
+    with open_path(f"/proc/self/fd/{found}", os.O_RDONLY) as file:
+        _mount_file(file, name, path)
+
+
+def _mount_file(file: int, name: str, path: Path) -> None:
+    kind = _kind(file, name)
+    path.mkdir(parents=True, exist_ok=True)
+    flags = linux.MS_RDONLY | linux.MS_NODEV | linux.MS_NOSUID
+    try:
+        with loop.attached(file) as device:
+            linux.mount(device, str(path), kind, flags, _OPTIONS.get(kind, ""))
+    except (OSError, GuestError) as error:
+        path.rmdir()
+        why = error.strerror if isinstance(error, OSError) else error
+        raise GuestError(f"the {kind} image {name} can't be mounted: {why}") from error
+
+
+def _unmount(path: Path) -> None:
+    linux.unmount(str(path), linux.MNT_DETACH)
+    path.rmdir()
+
+
+def _kind(file: int, name: str) -> str:
+    for kind, offset, magic in _MAGIC:
+        if os.pread(file, len(magic), offset) == magic:
+            return kind
+    known = ", ".join(kind for kind, _offset, _magic in _MAGIC)
+    raise InvalidArgumentError(
+        f"the root file system, {name}, is a file, but no image of a kind that is known: {known}"
+    )

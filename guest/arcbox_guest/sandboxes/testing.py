@@ -1,0 +1,361 @@
+"""A driver in memory, for tests of whatever needs sandboxes. It holds to the drivers' contract.
+
+driver = FakeDriver()
+driver.faults["create"] = GuestError("no space left")   # raised; a trio.Event makes it wait
+async with driver.process("web", Command(argv=("cat",))) as process: ...
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import trio
+from attrs import Factory, define, field
+
+from arcbox_guest.errors import InvalidArgumentError, UnavailableError
+from arcbox_guest.sandboxes import _fake_programs as programs
+from arcbox_guest.sandboxes.events import EventHub
+from arcbox_guest.sandboxes.manager import Defaults, SandboxManager
+from arcbox_guest.sandboxes.model import SIGNALLED, Sandbox, Statistics
+from arcbox_guest.sandboxes.output_log import OutputLog
+from arcbox_guest.sandboxes.records import Records
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+
+    from arcbox_guest.sandboxes._fake_programs import Program
+    from arcbox_guest.sandboxes.model import Command, Spec, TerminalSize
+
+ROOTFS: Final = "/rootfs"
+"""The only root file system that there is."""
+
+_KILLED: Final = SIGNALLED + programs.SIGKILL
+_DIRECTORIES: Final = ("/", "/tmp")  # noqa: S108  names in a sandbox that does not exist
+_UIDS: Final = {"root": 0, "nobody": 65534}
+
+
+def fake_manager(driver: FakeDriver | None = None) -> SandboxManager:
+    """A manager of sandboxes in memory. They are there while its `run` runs."""
+    return SandboxManager(driver or FakeDriver(), FakeRecords(), EventHub(), Defaults(rootfs=ROOTFS))
+
+
+class FakeRecords(Records):
+    """Records that are kept on no disk, of commands whose output is not kept at all."""
+
+    def __init__(self) -> None:
+        self._sandboxes: dict[str, Sandbox] = {}
+
+    def output(self, sandbox_id: str) -> OutputLog:
+        async def nowhere(*_: object) -> None:
+            await trio.lowlevel.checkpoint()
+
+        return OutputLog(Path("/nowhere", sandbox_id), nowhere)
+
+    async def load(self) -> list[Sandbox]:
+        await trio.lowlevel.checkpoint()
+        return list(self._sandboxes.values())
+
+    async def save(self, sandbox: Sandbox) -> None:
+        await trio.lowlevel.checkpoint()
+        self._sandboxes[sandbox.id] = sandbox
+
+    async def delete(self, sandbox_id: str) -> None:
+        await trio.lowlevel.checkpoint()
+        self._sandboxes.pop(sandbox_id, None)
+
+
+@define(eq=False)
+class FakeOutput:
+    """What a fake process writes."""
+
+    _drained: Callable[[], None]
+    _data: bytearray = field(init=False, factory=bytearray)
+    _ended: bool = field(init=False, default=False)
+    _changed: trio.Event = field(init=False, factory=trio.Event)
+
+    def write(self, data: bytes) -> None:
+        self._data += data
+        self._wake()
+
+    def end(self) -> None:
+        self._ended = True
+        self._wake()
+
+    async def receive(self) -> memoryview:
+        await trio.lowlevel.checkpoint()
+        while not self._data and not self._ended:
+            self._changed = trio.Event()
+            await self._changed.wait()
+        piece = memoryview(bytes(self._data[: programs.PIECE]))
+        del self._data[: programs.PIECE]
+        if piece and not self._data and not self._ended:
+            self._drained()
+        return piece
+
+    def unread(self) -> int:
+        return len(self._data)
+
+    def _wake(self) -> None:
+        self._changed.set()
+
+
+@define(eq=False)
+class FakeProcess:
+    """A process that is nothing but its program's answers to what happens to it."""
+
+    _sandbox: FakeSandbox
+    command: Command
+    uid: int
+    program: Program
+    size: TerminalSize | None
+    """Of its terminal."""
+
+    stdout: FakeOutput = field(init=False)
+    stderr: FakeOutput | None = field(init=False)
+    exit_code: int | None = field(init=False, default=None)
+    descendants: bool = field(init=False, default=False)
+    """Whether it left any behind that live."""
+
+    _holds_output: bool = field(init=False, default=False)
+    _stdin_open: bool = field(init=False, default=True)
+    _exited: trio.Event = field(init=False, factory=trio.Event)
+
+    def __attrs_post_init__(self) -> None:
+        self.stdout = FakeOutput(self._drained)
+        self.stderr = None if self.size else FakeOutput(self._drained)
+
+    @property
+    def sandbox_id(self) -> str:
+        return self._sandbox.spec.id
+
+    @property
+    def env(self) -> Mapping[str, str]:
+        return {"PATH": "/bin", **self._sandbox.spec.env, **self.command.env}
+
+    @property
+    def working_dir(self) -> str:
+        return self.command.working_dir or self._sandbox.spec.working_dir or "/"
+
+    @property
+    def alive(self) -> bool:
+        """Whether anything of its tree is."""
+        return self.exit_code is None or self.descendants
+
+    async def send_stdin(self, data: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        if not self.program.reads and len(data) > programs.PIECE:
+            await self._exited.wait()
+        if self.exit_code is not None or not self._stdin_open:
+            raise trio.BrokenResourceError("nobody reads that")
+        self.program.stdin(self, data)
+
+    async def close_stdin(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.exit_code is None and self._stdin_open:
+            self.program.stdin(self, b"")
+        self._stdin_open = False
+
+    def resize(self, size: TerminalSize) -> None:
+        if self.size is not None:
+            self.size = size
+            self.program.resized(self, size)
+
+    async def wait(self) -> int:
+        await self._exited.wait()
+        assert self.exit_code is not None  # noqa: S101  for mypy
+        return self.exit_code
+
+    async def kill(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.die()
+
+    def die(self) -> None:
+        """SIGKILL for the whole tree."""
+        self.descendants = False
+        self.exit(_KILLED)
+
+    def terminate(self) -> None:
+        """SIGTERM for the whole tree."""
+        self.descendants = False
+        if self.exit_code is None:
+            self.program.terminated(self)
+        self._settle()
+
+    def write(self, data: bytes) -> None:
+        self.stdout.write(data)
+
+    def write_error(self, data: bytes) -> None:
+        (self.stderr or self.stdout).write(data)
+
+    def leave_behind(self, *, holds_output: bool) -> None:
+        """Have a descendant that outlives it."""
+        self.descendants, self._holds_output = True, holds_output
+
+    def exit(self, exit_code: int) -> None:
+        """End, unless it has."""
+        if self.exit_code is None:
+            self.exit_code = exit_code
+            self._exited.set()
+        self._settle()
+
+    def _settle(self) -> None:
+        if self.exit_code is not None and not (self.descendants and self._holds_output):
+            self.stdout.end()
+            if self.stderr is not None:
+                self.stderr.end()
+        self._sandbox.processes_changed()
+
+    def _drained(self) -> None:
+        if self.exit_code is None:
+            self.program.drained(self)
+
+
+@define(eq=False)
+class FakeSandbox:
+    """A sandbox of the fake driver."""
+
+    spec: Spec
+    complete: bool = False
+    """Whether its creation was finished."""
+
+    up: bool = False
+    """Whether its init runs."""
+
+    processes: list[FakeProcess] = Factory(list)
+    reason: str = ""
+    """Why its init has ended."""
+
+    _ended: trio.Event = field(init=False, factory=trio.Event)
+    _idle: trio.Event = field(init=False, factory=trio.Event)
+
+    def stop(self) -> None:
+        self.up = False
+        for process in list(self.processes):
+            process.die()
+
+    def lose_init(self, reason: str) -> None:
+        """Its init ends, which nobody asked for, and all else with it."""
+        if self.up:
+            self.reason = reason
+            self.stop()
+            self._ended.set()
+
+    async def ended(self) -> str:
+        await self._ended.wait()
+        return self.reason
+
+    async def idle(self) -> None:
+        while self.processes:
+            self._idle = trio.Event()
+            await self._idle.wait()
+
+    def processes_changed(self) -> None:
+        self.processes = [process for process in self.processes if process.alive]
+        if not self.processes:
+            self._idle.set()
+
+
+def _check(spec: Spec) -> None:
+    if spec.rootfs != ROOTFS:
+        raise InvalidArgumentError(f"there is no root file system {spec.rootfs}")
+    for mount in spec.mounts:
+        if mount.source not in _DIRECTORIES:
+            raise InvalidArgumentError(f"there is no {mount.source} to mount")
+
+
+@define(eq=False)
+class FakeDriver:
+    """Sandboxes that exist nowhere else; they outlive the manager, as real ones do."""
+
+    faults: dict[str, Exception | trio.Event] = Factory(dict)
+    """By the name of the method: raised, or waited for."""
+
+    programs: dict[tuple[str, ...], Program] = Factory(dict)
+    """What command lines do, beyond those of `_fake_programs`."""
+
+    name: str = field(init=False, default="fake")
+    sandboxes: dict[str, FakeSandbox] = field(init=False, factory=dict)
+    calls: list[tuple[str, str]] = field(init=False, factory=list)
+    """The name of each method that was called, with the sandbox's id."""
+
+    async def create(self, spec: Spec) -> None:
+        sandbox = self.sandboxes[spec.id] = FakeSandbox(spec)
+        try:
+            await self._begin("create", spec.id)
+            _check(spec)
+        except Exception:
+            del self.sandboxes[spec.id]
+            raise
+        sandbox.complete = sandbox.up = True
+
+    @asynccontextmanager
+    async def process(self, sandbox_id: str, command: Command) -> AsyncIterator[FakeProcess]:
+        await self._begin("process", sandbox_id)
+        sandbox = self._up(sandbox_id)
+        user = command.user or sandbox.spec.user or "root"
+        uid = int(user) if user.isdecimal() else _UIDS.get(user)
+        if uid is None:
+            raise InvalidArgumentError(f"there is no user {user!r} in sandbox {sandbox_id}")
+        program = self.programs.get(command.argv) or programs.find(command.argv)
+        process = FakeProcess(sandbox, command, uid, program, command.terminal)
+        if process.working_dir not in _DIRECTORIES:
+            raise InvalidArgumentError(f"there is no directory {process.working_dir} in sandbox {sandbox_id}")
+        sandbox.processes.append(process)
+        program.started(process)
+        try:
+            yield process
+        finally:
+            if process.exit_code is None:
+                process.die()
+
+    async def terminate(self, sandbox_id: str) -> None:
+        await self._begin("terminate", sandbox_id)
+        for process in list(self._up(sandbox_id).processes):
+            process.terminate()
+
+    async def idle(self, sandbox_id: str) -> None:
+        await self._begin("idle", sandbox_id)
+        await self._up(sandbox_id).idle()
+
+    async def ended(self, sandbox_id: str) -> str:
+        await self._begin("ended", sandbox_id)
+        return await self.sandboxes[sandbox_id].ended()
+
+    async def stop(self, sandbox_id: str) -> None:
+        await self._begin("stop", sandbox_id)
+        if sandbox_id in self.sandboxes:
+            self.sandboxes[sandbox_id].stop()
+
+    async def destroy(self, sandbox_id: str) -> None:
+        await self._begin("destroy", sandbox_id)
+        if sandbox_id in self.sandboxes:
+            self.sandboxes.pop(sandbox_id).stop()
+
+    async def statistics(self, sandbox_id: str) -> Statistics:
+        await self._begin("statistics", sandbox_id)
+        processes = len(self._up(sandbox_id).processes) + 1
+        return Statistics(cpu_seconds=0.25, memory_bytes=700_000 * processes, processes=processes)
+
+    async def existing(self) -> Sequence[str]:
+        await self._begin("existing", "")
+        return list(self.sandboxes)
+
+    async def close(self) -> None:
+        """Nothing: it has nothing."""
+
+    async def _begin(self, method: str, sandbox_id: str) -> None:
+        self.calls.append((method, sandbox_id))
+        await trio.lowlevel.checkpoint()
+        fault = self.faults.get(method)
+        if isinstance(fault, trio.Event):
+            await fault.wait()
+        elif fault is not None:
+            raise fault
+
+    def _up(self, sandbox_id: str) -> FakeSandbox:
+        sandbox = self.sandboxes.get(sandbox_id)
+        if sandbox is None or not sandbox.up:
+            raise UnavailableError(f"sandbox {sandbox_id} does not run any more: its init has ended")
+        return sandbox

@@ -1,0 +1,144 @@
+"""What a command is: one attrs class per request type, an instance per request, called once.
+
+The three kinds differ in what their call may do, so that the types say it: a `QuickCommand` can't wait, a
+`UnaryCommand` waits and answers once, a `StreamCommand` answers as often as it likes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+from attrs import frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import trio
+    from google.protobuf.message import Message
+
+    from arcbox_guest import Guest
+    from arcbox_protocol import Buffer, Frame, MessageType
+
+RequestT = TypeVar("RequestT")
+
+
+@frozen(kw_only=True)
+class Context:
+    """What every command sees. Built once, in `agent`; a test builds one around a guest of fakes."""
+
+    guest: Guest
+    version: str
+    """The agent's version, as Ping reports it."""
+
+
+class OpenFile(Protocol):
+    """A part of an open file."""
+
+    @property
+    def descriptor(self) -> int:
+        """The file, open for reading."""
+
+    @property
+    def offset(self) -> int:
+        """Where the part begins, in bytes."""
+
+    @property
+    def length(self) -> int:
+        """Its bytes."""
+
+    def close(self) -> None:
+        """Let go of the file."""
+
+
+@frozen
+class FileReply:
+    """A reply with a part of a file in its payload, which the kernel sends from where it lies."""
+
+    head: bytes
+    """The payload before the file's bytes."""
+
+    file: OpenFile
+    """Closed once it was sent, or could not be."""
+
+    tail: Callable[[int], bytes]
+    """The payload after them, given how many were really there: where the file ended early, zeros take their place, so
+    that the frame stays whole."""
+
+    tail_size: int
+    """Bytes of the tail, whatever the number."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the payload."""
+        return len(self.head) + self.file.length + self.tail_size
+
+
+@frozen
+class Acknowledgement:
+    """A reply that must be on the wire before what it promises begins."""
+
+    message: Message
+    then: Callable[[], None]
+    """Called once the reply was sent, and not at all when it could not be."""
+
+
+class ReplyStream(Protocol):
+    """A stream's way back to the peer; every frame bears its request's trace id."""
+
+    @property
+    def inputs(self) -> trio.MemoryReceiveChannel[Frame]:
+        """The frames of the types in the command's `accepts` that the peer sent to this stream."""
+
+    async def send(self, message: Message) -> None:
+        """Send one reply; waits while the peer reads slowly."""
+
+    async def send_payload(self, *parts: Buffer) -> None:
+        """Send one reply whose payload is these parts one after the other, uncopied."""
+
+
+@frozen
+class Command(ABC, Generic[RequestT]):
+    """One request, about to be carried out."""
+
+    handles: ClassVar[MessageType]
+    """The request type that this class is registered for."""
+
+    request: RequestT
+    """The parsed protobuf message; None for a type whose payload is ignored."""
+
+
+@frozen
+class QuickCommand(Command[RequestT]):
+    """Answered on the spot, in microseconds: no waiting, no blocking calls."""
+
+    @abstractmethod
+    def __call__(self, context: Context) -> Message | None:
+        """Carry the request out; None is an empty payload."""
+
+
+@frozen
+class UnaryCommand(Command[RequestT]):
+    """Answered once, in turn; other requests of the connection wait for it unless it is slow."""
+
+    slow: ClassVar[bool] = False
+    """Whether later requests of the connection may overtake it."""
+
+    @abstractmethod
+    async def __call__(self, context: Context) -> Message | FileReply | Acknowledgement | None:
+        """Carry the request out; None is an empty payload."""
+
+
+@frozen
+class StreamCommand(Command[RequestT]):
+    """Answered any number of times, beside everything else on the connection."""
+
+    accepts: ClassVar[frozenset[MessageType]] = frozenset()
+    """The types of later frames that are this stream's input, such as SandboxExecInput."""
+
+    @abstractmethod
+    async def __call__(self, context: Context, stream: ReplyStream) -> None:
+        """Carry the request out; the stream ends with the call."""
+
+
+AnyCommand = type[QuickCommand[Any]] | type[UnaryCommand[Any]] | type[StreamCommand[Any]]
