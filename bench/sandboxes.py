@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from attrs import define, field
 
+from arcbox_guest import linux
 from arcbox_guest.sandboxes.busybox import build
-from arcbox_guest.sandboxes.oci import hierarchies, linux
+from arcbox_guest.sandboxes.oci import hierarchies
 from arcbox_guest.sandboxes.oci.namespace import MountNamespace
 from bench import docker, processes
 from bench.figures import Samples, Target, compare

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Final
 import trio
 from attrs import define, field
 
+from arcbox_guest import linux
 from arcbox_guest.errors import GuestError, InvalidArgumentError
-from arcbox_guest.sandboxes.oci import linux, loop
+from arcbox_guest.sandboxes.oci import loop
 from arcbox_guest.sandboxes.oci.root_files import open_path
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from arcbox_guest.sandboxes.oci import linux
+from arcbox_guest import linux
 from arcbox_guest.sandboxes.oci.root_files import opened, read_start
 
 if TYPE_CHECKING:

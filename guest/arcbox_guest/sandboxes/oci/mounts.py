@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import define, field
 
+from arcbox_guest import linux
 from arcbox_guest.errors import GuestError, InvalidArgumentError
-from arcbox_guest.sandboxes.oci import linux
 from arcbox_guest.sandboxes.oci.root_files import open_path
 
 if TYPE_CHECKING:

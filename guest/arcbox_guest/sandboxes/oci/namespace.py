@@ -16,7 +16,7 @@ import outcome
 import trio
 from attrs import define, field
 
-from arcbox_guest.sandboxes.oci import linux
+from arcbox_guest import linux
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,7 +7,7 @@ import stat
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from arcbox_guest.sandboxes.oci.linux import open_in_root
+from arcbox_guest.linux import open_in_root
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
