@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Final
 import trio
 from attrs import define, field, frozen
 
+from arcbox_guest.child import Child
 from arcbox_guest.errors import TimedOutError
 from arcbox_guest.sandboxes.model import SIGNALLED
-from arcbox_guest.sandboxes.oci.child import Child
 from arcbox_guest.sandboxes.oci.pipes import End, Input, enlarge
 
 if TYPE_CHECKING:

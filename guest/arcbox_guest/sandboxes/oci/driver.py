@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Final
 import trio
 from attrs import define, evolve, field, frozen
 
+from arcbox_guest.child import PidFd
 from arcbox_guest.errors import ConflictError, GuestError, NotSupportedError, UnavailableError
 from arcbox_guest.sandboxes.oci import bundle, cgroups, hierarchies
 from arcbox_guest.sandboxes.oci.cgroups import CLIENTS, SandboxCgroups
-from arcbox_guest.sandboxes.oci.child import PidFd
 from arcbox_guest.sandboxes.oci.images import Images
 from arcbox_guest.sandboxes.oci.mounts import Sources, Stage
 from arcbox_guest.sandboxes.oci.namespace import MountNamespace

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Final
 import trio
 from attrs import define, field
 
+from arcbox_guest.child import Child
 from arcbox_guest.errors import GuestError, TimedOutError
 from arcbox_guest.sandboxes.oci import waiting_client
-from arcbox_guest.sandboxes.oci.child import Child
 from arcbox_guest.sandboxes.oci.sealed import SealedProgram
 
 if TYPE_CHECKING:

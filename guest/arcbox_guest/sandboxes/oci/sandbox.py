@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
+    from arcbox_guest.child import PidFd
     from arcbox_guest.sandboxes.driver import Process
     from arcbox_guest.sandboxes.model import Command, Spec
     from arcbox_guest.sandboxes.oci.cgroups import ProcessGroup, SandboxCgroups
-    from arcbox_guest.sandboxes.oci.child import PidFd
     from arcbox_guest.sandboxes.oci.clients import Client
     from arcbox_guest.sandboxes.oci.namespace import MountNamespace
     from arcbox_guest.sandboxes.oci.runtime import Runtime

@@ -9,8 +9,8 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from arcbox_guest.sandboxes.oci import child
-from arcbox_guest.sandboxes.oci.child import Child
+from arcbox_guest import child
+from arcbox_guest.child import Child
 
 SLEEP = ("sleep", "1000")
 
