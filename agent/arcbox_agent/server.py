@@ -7,7 +7,6 @@ import logging
 import signal
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
@@ -16,22 +15,14 @@ from attrs import define, field
 from arcbox_agent import logs
 from arcbox_agent.addresses import parse_address
 from arcbox_agent.connection import Connection, send_away
+from arcbox_agent.guest_setup import build_guest
 from arcbox_agent.listeners import guarded, listen_patiently
 from arcbox_agent.notify import Notifier
 from arcbox_agent.passed_listeners import passed_listeners
 from arcbox_agent.services import supervise
 from arcbox_agent.settings import BUILT_IN
 from arcbox_agent.transport import SocketTransport
-from arcbox_guest import Guest, system
-from arcbox_guest.clock import ClockFollower, SystemClock
-from arcbox_guest.disks import Disks
-from arcbox_guest.files import Files
-from arcbox_guest.power import Power, Stopper
-from arcbox_guest.power_switches import power_switch
-from arcbox_guest.sandboxes.events import EventHub
-from arcbox_guest.sandboxes.manager import Defaults, SandboxManager
-from arcbox_guest.sandboxes.on_demand import OnDemandDriver
-from arcbox_guest.sandboxes.records import Records
+from arcbox_guest import system
 from arcbox_handlers import Context, default_registry
 from arcbox_protocol import ErrorReply, MessageType, __version__, encode_frame
 from arcbox_protocol.errors import ErrorCode
@@ -42,8 +33,8 @@ if TYPE_CHECKING:
 
     from arcbox_agent.addresses import Address
     from arcbox_agent.listeners import Peer, SocketListener
-    from arcbox_agent.settings import LoadedSettings, Sandbox, Settings
-    from arcbox_guest.sandboxes.driver import Driver
+    from arcbox_agent.settings import LoadedSettings, Settings
+    from arcbox_guest import Guest
     from arcbox_handlers import Registry
 
 log = logging.getLogger(__name__)
@@ -56,35 +47,6 @@ _SANDBOX_GRACE = 1.0
 
 _OBJECTS_BETWEEN_COLLECTIONS = 10_000
 """What some hundred requests under way make anew, and soon let go of: to look at it more often is for nothing."""
-
-
-def build_guest(settings: Settings) -> Guest:
-    """The services of the machine that this process runs on."""
-    sandboxes = _sandbox_manager(settings.sandbox)
-    return Guest(
-        clock=ClockFollower(SystemClock(), settings.clock.follow_host),
-        disks=Disks(settings.disk.trim_mounts),
-        files=Files(),
-        power=Power(power_switch(settings.power.off), [Stopper("sandboxes", sandboxes.stop_all)]),
-        sandboxes=sandboxes,
-        system=system.System(),
-    )
-
-
-def _sandbox_manager(settings: Sandbox) -> SandboxManager:
-    data_dir = Path(settings.data_dir)
-
-    def load_driver() -> Driver:
-        from arcbox_guest.sandboxes.oci.driver import OciDriver  # noqa: PLC0415  heavy, and not every guest has sandboxes
-
-        return OciDriver(data_dir, settings.runtime, settings.init, settings.max_processes)
-
-    return SandboxManager(
-        OnDemandDriver("oci", data_dir, load_driver),
-        Records(data_dir / "records"),
-        EventHub(),
-        Defaults(rootfs=settings.rootfs, vcpus=settings.default_vcpus, memory_mib=settings.default_memory_mib),
-    )
 
 
 def serve(loaded: LoadedSettings) -> int:

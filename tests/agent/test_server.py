@@ -18,20 +18,13 @@ from arcbox_agent import server as server_module
 from arcbox_agent.addresses import UnixAddress
 from arcbox_agent.listeners import Peer, SocketListener, listen, listen_patiently
 from arcbox_agent.notify import Notifier
-from arcbox_agent.server import Server, build_guest
-from arcbox_agent.settings import Clock as ClockSettings
+from arcbox_agent.server import Server
 from arcbox_agent.settings import Disk as DiskSettings
 from arcbox_agent.settings import Limits, Settings
-from arcbox_agent.settings import Power as PowerSettings
-from arcbox_agent.settings import Sandbox as SandboxSettings
 from arcbox_agent.settings import Vsock as VsockSettings
 from arcbox_guest.disks import Disks, TrimResult
-from arcbox_guest.errors import NotSupportedError
 from arcbox_guest.power import Power
-from arcbox_guest.sandboxes.manager import SandboxManager
-from arcbox_guest.sandboxes.model import Limits as SandboxLimits
-from arcbox_guest.sandboxes.model import Spec
-from arcbox_guest.testing import FakeClock, FakePowerSwitch, fake_guest
+from arcbox_guest.testing import FakePowerSwitch, fake_guest
 from arcbox_handlers import default_registry
 from arcbox_protocol import ErrorReply, Frame, FrameDecoder, MessageType, encode_frame, sandbox_v1
 
@@ -325,61 +318,6 @@ async def test_the_cids_that_are_served_are_those_of_the_settings(path: Path, mo
     monkeypatch.setattr(server_module, "guarded", guarded)
     async with running(server_of(path, vsock=VsockSettings(allowed_cids=(2, 7)))):
         assert asked == [(2, 7)]
-
-
-# The guest that the settings describe
-
-
-@pytest.mark.parametrize("follows", [True, False])
-def test_the_clock_follows_the_host_if_the_settings_say_so(*, follows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = FakeClock()
-    monkeypatch.setattr(server_module, "SystemClock", lambda: clock)
-    guest = build_guest(Settings(clock=ClockSettings(follow_host=follows)))
-    guest.clock.follow(int(clock.time) + 1000)
-    assert bool(clock.steps) is follows
-
-
-async def test_the_machine_is_powered_off_by_the_switch_of_the_settings_after_its_sandboxes_were_stopped(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    async def stop_all(_manager: SandboxManager) -> None:
-        await trio.lowlevel.checkpoint()
-        assert switch.pressed == []
-        stopped.set()
-
-    switch, stopped = FakePowerSwitch(), trio.Event()
-    monkeypatch.setattr(server_module, "power_switch", {"disabled": None, "auto": switch}.__getitem__)
-    monkeypatch.setattr(SandboxManager, "stop_all", stop_all)
-    sandbox = SandboxSettings(data_dir=str(tmp_path))
-    with pytest.raises(NotSupportedError):
-        build_guest(Settings(power=PowerSettings(off="disabled"), sandbox=sandbox)).power.check()
-    power = build_guest(Settings(sandbox=sandbox)).power
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(power.run)
-        power.begin(10)
-        await switch.touched.wait()
-        nursery.cancel_scope.cancel()
-    assert stopped.is_set()
-
-
-async def test_the_mounts_of_the_settings_are_trimmed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("arcbox_guest.disks.mounted_devices", lambda _mountinfo: {"/a": "1:1", "/b": "1:2"})
-    guest = build_guest(Settings(disk=DiskSettings(trim_mounts=("/b", "/c"))))
-    assert [result.mount for result in await guest.disks.trim()] == ["/b"]
-
-
-async def test_sandboxes_are_as_the_settings_say(tmp_path: Path) -> None:
-    rootfs = tmp_path / "rootfs"
-    settings = SandboxSettings(
-        data_dir=str(tmp_path / "data"), rootfs=str(rootfs), default_vcpus=3, default_memory_mib=77
-    )
-    sandboxes = build_guest(Settings(sandbox=settings)).sandboxes
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(sandboxes.run)
-        sandbox = await sandboxes.create(Spec(id="web"))
-        nursery.cancel_scope.cancel()
-    assert (sandbox.spec.rootfs, sandbox.spec.limits) == (str(rootfs), SandboxLimits(vcpus=3, memory_mib=77))
-    assert (tmp_path / "data" / "records" / "web.json").exists()
 
 
 # Stopping
