@@ -16,7 +16,7 @@ from arcbox_protocol import MessageType, sandbox_v1
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from arcbox_guest.sandboxes.driver import Output, Process
+    from arcbox_guest.sandboxes.driver import OutputStream, Process
     from arcbox_handlers._command import ReplyStream
     from arcbox_protocol import Frame
 
@@ -71,7 +71,7 @@ class _Pump:
     """
 
     _head: bytes
-    _output: Output
+    _output: OutputStream
     _stream: ReplyStream
     ended: trio.Event = field(init=False, factory=trio.Event)
     _receiving: bool = field(init=False, default=False)

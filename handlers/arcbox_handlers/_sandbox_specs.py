@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from arcbox_guest.errors import InvalidArgumentError, NotSupportedError
-from arcbox_guest.sandboxes.model import MOST_MEMORY_MIB, MOST_VCPUS, BindMount, Command, Limits, Spec, TerminalSize
+from arcbox_guest.sandboxes.model import (
+    MOST_MEMORY_MIB,
+    MOST_VCPUS,
+    BindMount,
+    ExecSpec,
+    ResourceLimits,
+    Spec,
+    TerminalSize,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -41,7 +49,7 @@ def spec(request: sandbox_v1.CreateSandboxRequest) -> Spec:
     )
 
 
-def command(request: sandbox_v1.RunRequest | sandbox_v1.ExecRequest, terminal: TerminalSize) -> Command:
+def command(request: sandbox_v1.RunRequest | sandbox_v1.ExecRequest, terminal: TerminalSize) -> ExecSpec:
     """The process that a request asks for; `terminal` is the size of its terminal if it wants one.
 
     Raises:
@@ -49,7 +57,7 @@ def command(request: sandbox_v1.RunRequest | sandbox_v1.ExecRequest, terminal: T
     """
     if not request.cmd:
         raise InvalidArgumentError("cmd is empty: it needs at least the name of a program")
-    return Command(
+    return ExecSpec(
         argv=_argv(request.cmd),
         env=_env(request.env),
         working_dir=_working_dir(request.working_dir),
@@ -86,11 +94,11 @@ def _check_supported(request: sandbox_v1.CreateSandboxRequest) -> None:
         raise NotSupportedError("ssh_public_key is not supported: use SandboxExecRequest to get into a sandbox")
 
 
-def _limits(limits: sandbox_v1.ResourceLimits) -> Limits:
+def _limits(limits: sandbox_v1.ResourceLimits) -> ResourceLimits:
     for name, most in (("vcpus", MOST_VCPUS), ("memory_mib", MOST_MEMORY_MIB)):
         if getattr(limits, name) > most:
             raise InvalidArgumentError(f"limits.{name} is {getattr(limits, name)}: it can be {most} at most")
-    return Limits(vcpus=limits.vcpus, memory_mib=limits.memory_mib)
+    return ResourceLimits(vcpus=limits.vcpus, memory_mib=limits.memory_mib)
 
 
 def _check_text(name: str, text: str) -> str:

@@ -12,7 +12,7 @@ from arcbox_agent.guest_setup import build_guest
 from arcbox_agent.settings import Clock, Disk, Power, Sandbox, Settings
 from arcbox_guest.errors import NotSupportedError
 from arcbox_guest.sandboxes.manager import SandboxManager
-from arcbox_guest.sandboxes.model import Limits, Spec
+from arcbox_guest.sandboxes.model import ResourceLimits, Spec
 from arcbox_guest.testing import FakeClock, FakePowerSwitch
 
 if TYPE_CHECKING:
@@ -65,5 +65,5 @@ async def test_sandboxes_are_as_the_settings_say(tmp_path: Path) -> None:
         nursery.start_soon(sandboxes.run)
         sandbox = await sandboxes.create(Spec(id="web"))
         nursery.cancel_scope.cancel()
-    assert (sandbox.spec.rootfs, sandbox.spec.limits) == (str(rootfs), Limits(vcpus=3, memory_mib=77))
+    assert (sandbox.spec.rootfs, sandbox.spec.limits) == (str(rootfs), ResourceLimits(vcpus=3, memory_mib=77))
     assert (tmp_path / "data" / "records" / "web.json").exists()

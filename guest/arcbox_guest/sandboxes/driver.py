@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from arcbox_guest.sandboxes.model import Command, Spec, Statistics, TerminalSize
+    from arcbox_guest.sandboxes.model import ExecSpec, Spec, Statistics, TerminalSize
 
 
-class Output(Protocol):
+class OutputStream(Protocol):
     """What a process writes to one of its streams."""
 
     async def receive(self) -> memoryview:
@@ -31,11 +31,11 @@ class Process(Protocol):
     """A process that runs in a sandbox."""
 
     @property
-    def stdout(self) -> Output:
+    def stdout(self) -> OutputStream:
         """What it writes; with a terminal, all of it."""
 
     @property
-    def stderr(self) -> Output | None:
+    def stderr(self) -> OutputStream | None:
         """None with a terminal."""
 
     async def send_stdin(self, data: bytes) -> None:
@@ -77,7 +77,7 @@ class Driver(Protocol):
             GuestError: it failed; nothing is left behind.
         """
 
-    def process(self, sandbox_id: str, command: Command) -> AbstractAsyncContextManager[Process]:
+    def process(self, sandbox_id: str, command: ExecSpec) -> AbstractAsyncContextManager[Process]:
         """Start a process, and kill its whole tree when the context is left before it ended.
 
         A command that is not found ends with 127, one that can't be executed with 126, with a line on stderr (stdout,

@@ -17,7 +17,7 @@ from attrs import define, evolve, field
 
 from arcbox_guest.errors import GuestError, TimedOutError, UnavailableError
 from arcbox_guest.sandboxes import states
-from arcbox_guest.sandboxes.model import Action, Command, State
+from arcbox_guest.sandboxes.model import Action, ExecSpec, State
 from arcbox_guest.sandboxes.outcome import Outcome
 from arcbox_guest.sandboxes.workload import KILLED, NOT_STARTED, TrackedProcess, Workload
 
@@ -170,7 +170,7 @@ class Life:
         return Workload(self._workload_ended)
 
     @asynccontextmanager
-    async def process(self, command: Command, workload: Workload) -> AsyncIterator[Process]:
+    async def process(self, command: ExecSpec, workload: Workload) -> AsyncIterator[Process]:
         """Start a process that was admitted; its tree is killed if the context is left before its end.
 
         Raises:
@@ -273,7 +273,7 @@ class Life:
     async def _initial_command(self, workload: Workload) -> None:
         output = self._records.output(self.id)
         try:
-            async with self.process(Command(argv=self.sandbox.spec.cmd), workload) as process:
+            async with self.process(ExecSpec(argv=self.sandbox.spec.cmd), workload) as process:
                 await process.close_stdin()
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(output.copy, process.stdout)

@@ -22,7 +22,7 @@ from arcbox_guest.errors import (
 )
 from arcbox_guest.sandboxes import states
 from arcbox_guest.sandboxes.life import PATIENCE, Life
-from arcbox_guest.sandboxes.model import Limits, Sandbox, Spec, State
+from arcbox_guest.sandboxes.model import ResourceLimits, Sandbox, Spec, State
 from arcbox_guest.sandboxes.outcome import Outcome
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from arcbox_guest.sandboxes.driver import Driver, Process
     from arcbox_guest.sandboxes.events import EventHub, Subscription
-    from arcbox_guest.sandboxes.model import Action, Command, Statistics
+    from arcbox_guest.sandboxes.model import Action, ExecSpec, Statistics
     from arcbox_guest.sandboxes.records import Records
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,9 @@ class Defaults:
             raise InvalidArgumentError(
                 "no root file system: the request names none in rootfs, nor does the agent's setting sandbox.rootfs"
             )
-        limits = Limits(vcpus=spec.limits.vcpus or self.vcpus, memory_mib=spec.limits.memory_mib or self.memory_mib)
+        limits = ResourceLimits(
+            vcpus=spec.limits.vcpus or self.vcpus, memory_mib=spec.limits.memory_mib or self.memory_mib
+        )
         return evolve(spec, id=spec.id or str(uuid.uuid4()), rootfs=rootfs, limits=limits)
 
 
@@ -205,7 +207,7 @@ class SandboxManager:
 
     @asynccontextmanager
     async def process(
-        self, sandbox_id: str, command: Command, *, needs: frozenset[State] = states.READY_OR_RUNNING
+        self, sandbox_id: str, command: ExecSpec, *, needs: frozenset[State] = states.READY_OR_RUNNING
     ) -> AsyncIterator[Process]:
         """Run a process in a sandbox; its whole tree is killed if the context is left before its end.
 

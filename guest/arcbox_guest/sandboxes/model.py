@@ -54,7 +54,7 @@ class TerminalSize:
 
 
 @frozen(kw_only=True)
-class Limits:
+class ResourceLimits:
     """What a sandbox may use. 0 asks for the configured default."""
 
     vcpus: int = 0
@@ -75,7 +75,7 @@ class BindMount:
 
 
 @frozen(kw_only=True)
-class Command:
+class ExecSpec:
     """A process to run in a sandbox."""
 
     argv: tuple[str, ...]
@@ -104,7 +104,7 @@ class Spec:
     """A directory, or an image file of a file system; the configured one if empty."""
 
     labels: Mapping[str, str] = Factory(dict)
-    limits: Limits = field(factory=Limits)
+    limits: ResourceLimits = field(factory=ResourceLimits)
     cmd: tuple[str, ...] = ()
     """Runs once the sandbox is ready."""
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from arcbox_guest.sandboxes.driver import Driver, Process
-    from arcbox_guest.sandboxes.model import Command, Spec, Statistics
+    from arcbox_guest.sandboxes.model import ExecSpec, Spec, Statistics
 
 
 @define(eq=False)
@@ -35,7 +35,7 @@ class OnDemandDriver:
     async def create(self, spec: Spec) -> None:
         await self._driver.create(spec)
 
-    def process(self, sandbox_id: str, command: Command) -> AbstractAsyncContextManager[Process]:
+    def process(self, sandbox_id: str, command: ExecSpec) -> AbstractAsyncContextManager[Process]:
         return self._driver.process(sandbox_id, command)
 
     async def terminate(self, sandbox_id: str) -> None:

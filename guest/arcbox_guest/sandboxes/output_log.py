@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from arcbox_guest.sandboxes.driver import Output
+    from arcbox_guest.sandboxes.driver import OutputStream
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class OutputLog:
                     log.warning("output not kept", extra={"path": str(self.path), "reason": str(error)})
                 self._complained = True
 
-    async def copy(self, output: Output) -> None:
+    async def copy(self, output: OutputStream) -> None:
         """Write all that comes from a process, until its end."""
         while data := await output.receive():
             await self.write(data)

@@ -2,7 +2,7 @@
 
 driver = FakeDriver()
 driver.faults["create"] = GuestError("no space left")   # raised; a trio.Event makes it wait
-async with driver.process("web", Command(argv=("cat",))) as process: ...
+async with driver.process("web", ExecSpec(argv=("cat",))) as process: ...
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from arcbox_guest.sandboxes._fake_programs import Program
-    from arcbox_guest.sandboxes.model import Command, Spec, TerminalSize
+    from arcbox_guest.sandboxes.model import ExecSpec, Spec, TerminalSize
 
 ROOTFS: Final = "/rootfs"
 """The only root file system that there is."""
@@ -106,7 +106,7 @@ class FakeProcess:
     """A process that is nothing but its program's answers to what happens to it."""
 
     _sandbox: FakeSandbox
-    command: Command
+    command: ExecSpec
     uid: int
     program: Program
     size: TerminalSize | None
@@ -291,7 +291,7 @@ class FakeDriver:
         sandbox.complete = sandbox.up = True
 
     @asynccontextmanager
-    async def process(self, sandbox_id: str, command: Command) -> AsyncIterator[FakeProcess]:
+    async def process(self, sandbox_id: str, command: ExecSpec) -> AsyncIterator[FakeProcess]:
         await self._begin("process", sandbox_id)
         sandbox = self._up(sandbox_id)
         user = command.user or sandbox.spec.user or "root"

@@ -14,7 +14,7 @@ from arcbox_guest.sandboxes.model import SIGNALLED
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from arcbox_guest.sandboxes.driver import Output, Process
+    from arcbox_guest.sandboxes.driver import OutputStream, Process
     from arcbox_guest.sandboxes.model import TerminalSize
 
 log = logging.getLogger(__name__)
@@ -48,11 +48,11 @@ class TrackedProcess:
     _workload: Workload
 
     @property
-    def stdout(self) -> Output:
+    def stdout(self) -> OutputStream:
         return self._process.stdout
 
     @property
-    def stderr(self) -> Output | None:
+    def stderr(self) -> OutputStream | None:
         return self._process.stderr
 
     async def send_stdin(self, data: bytes) -> None:

@@ -13,7 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from arcbox_guest.sandboxes.events import EventHub
 from arcbox_guest.sandboxes.manager import Defaults, SandboxManager
-from arcbox_guest.sandboxes.model import Limits, Spec
+from arcbox_guest.sandboxes.model import ResourceLimits, Spec
 from arcbox_guest.sandboxes.records import Records
 from arcbox_guest.sandboxes.testing import ROOTFS, FakeDriver
 
@@ -189,5 +189,5 @@ def driver(world: World) -> Driver:
 @pytest.fixture
 async def spec(world: World) -> AsyncIterator[Spec]:
     """What the sandbox of a contract test shall be; it is gone after the test."""
-    yield Spec(id="contract", rootfs=world.rootfs, limits=Limits(vcpus=1, memory_mib=64))
+    yield Spec(id="contract", rootfs=world.rootfs, limits=ResourceLimits(vcpus=1, memory_mib=64))
     await world.driver.destroy("contract")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from arcbox_guest.errors import GuestError, NotFoundError, UnavailableError
 from arcbox_guest.sandboxes import states
 from arcbox_guest.sandboxes.events import EventHub
-from arcbox_guest.sandboxes.model import Action, Command, Sandbox, Spec, State
+from arcbox_guest.sandboxes.model import Action, ExecSpec, Sandbox, Spec, State
 from arcbox_guest.sandboxes.records import read
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class Story:
             await request(client)
         client.ended.set()
 
-    async def run_process(self, client: Client, command: Command, needs: frozenset[State]) -> None:
+    async def run_process(self, client: Client, command: ExecSpec, needs: frozenset[State]) -> None:
         async with self.manager.process(client.sandbox_id, command, needs=needs) as process:
             client.runs = True
             try:
@@ -240,7 +240,7 @@ def creation(spec: Spec) -> Happening:
     return Happening(f"create {spec}", lambda story: story.ask(spec.id, lambda _: story.manager.create(spec)))
 
 
-def process(sandbox_id: str, command: Command, needs: frozenset[State]) -> Happening:
+def process(sandbox_id: str, command: ExecSpec, needs: frozenset[State]) -> Happening:
     return Happening(
         f"run {command} in {sandbox_id}, {sorted(needs)}",
         lambda story: story.ask(sandbox_id, lambda client: story.run_process(client, command, needs)),

@@ -10,10 +10,10 @@ from attrs import evolve
 from trio.testing import wait_all_tasks_blocked
 
 from arcbox_guest.errors import InvalidArgumentError
-from arcbox_guest.sandboxes.model import Command, Spec, TerminalSize
+from arcbox_guest.sandboxes.model import ExecSpec, Spec, TerminalSize
 
 if TYPE_CHECKING:
-    from arcbox_guest.sandboxes.driver import Driver, Output, Process
+    from arcbox_guest.sandboxes.driver import Driver, OutputStream, Process
 
 MEGABYTE = 1_000_000
 
@@ -25,18 +25,18 @@ async def sandbox(driver: Driver, spec: Spec) -> Driver:
     return driver
 
 
-def shell(script: str) -> Command:
-    return Command(argv=("sh", "-c", script))
+def shell(script: str) -> ExecSpec:
+    return ExecSpec(argv=("sh", "-c", script))
 
 
-async def everything(output: Output) -> bytes:
+async def everything(output: OutputStream) -> bytes:
     data = bytearray()
     while piece := await output.receive():
         data += piece
     return bytes(data)
 
 
-async def line(output: Output) -> bytes:
+async def line(output: OutputStream) -> bytes:
     """What a terminal shows up to the end of a line, which it may show by itself."""
     data = b""
     while not data.endswith(b"\n") and (piece := await output.receive()):
@@ -44,7 +44,7 @@ async def line(output: Output) -> bytes:
     return data
 
 
-async def result(driver: Driver, command: Command) -> tuple[bytes, bytes, int]:
+async def result(driver: Driver, command: ExecSpec) -> tuple[bytes, bytes, int]:
     """What a command writes to stdout and stderr, and its exit code."""
     async with driver.process("contract", command) as process:
         stdout = await everything(process.stdout)
@@ -55,14 +55,14 @@ async def result(driver: Driver, command: Command) -> tuple[bytes, bytes, int]:
 @pytest.mark.parametrize(
     ("command", "code"),
     [
-        (Command(argv=("true",)), 0),
-        (Command(argv=("false",)), 1),
+        (ExecSpec(argv=("true",)), 0),
+        (ExecSpec(argv=("false",)), 1),
         (shell("exit 7"), 7),
         (shell("kill -9 $$"), 137),
         (shell("kill -15 $$"), 143),
     ],
 )
-async def test_exit_codes_are_exact_and_128_more_than_a_signal(sandbox: Driver, command: Command, code: int) -> None:
+async def test_exit_codes_are_exact_and_128_more_than_a_signal(sandbox: Driver, command: ExecSpec, code: int) -> None:
     assert await result(sandbox, command) == (b"", b"", code)
 
 
@@ -72,11 +72,11 @@ async def test_stdout_and_stderr_are_apart(sandbox: Driver) -> None:
 
 @pytest.mark.parametrize(("name", "code"), [("no-such-program", 127), ("/etc/passwd", 126)])
 async def test_what_can_not_be_executed_is_told_as_a_shell_would(sandbox: Driver, name: str, code: int) -> None:
-    stdout, stderr, exit_code = await result(sandbox, Command(argv=(name,)))
+    stdout, stderr, exit_code = await result(sandbox, ExecSpec(argv=(name,)))
     assert (stdout, exit_code) == (b"", code)
     assert name.encode() in stderr
     assert stderr.count(b"\n") == 1
-    command = Command(argv=(name,), terminal=TerminalSize())
+    command = ExecSpec(argv=(name,), terminal=TerminalSize())
     stdout, _, exit_code = await result(sandbox, command)
     assert name.encode() in stdout
     assert exit_code == code
@@ -84,7 +84,7 @@ async def test_what_can_not_be_executed_is_told_as_a_shell_would(sandbox: Driver
 
 async def test_input_arrives_whole_and_ends_where_it_is_closed(sandbox: Driver) -> None:
     data = bytes(range(256)) * 1000
-    async with sandbox.process("contract", Command(argv=("cat",))) as process, trio.open_nursery() as nursery:
+    async with sandbox.process("contract", ExecSpec(argv=("cat",))) as process, trio.open_nursery() as nursery:
 
         async def feed() -> None:
             await process.send_stdin(data[:100])
@@ -104,7 +104,7 @@ async def test_a_process_can_act_on_what_it_reads(sandbox: Driver) -> None:
 
 
 async def test_input_for_a_process_that_has_ended_is_refused(sandbox: Driver) -> None:
-    async with sandbox.process("contract", Command(argv=("true",))) as process:
+    async with sandbox.process("contract", ExecSpec(argv=("true",))) as process:
         await process.wait()
         with pytest.raises(trio.BrokenResourceError):
             await process.send_stdin(b"too late\n")
@@ -112,7 +112,7 @@ async def test_input_for_a_process_that_has_ended_is_refused(sandbox: Driver) ->
 
 
 async def test_a_process_that_does_not_read_lets_its_writer_wait(sandbox: Driver) -> None:
-    async with sandbox.process("contract", Command(argv=("sleep", "1000"))) as process:
+    async with sandbox.process("contract", ExecSpec(argv=("sleep", "1000"))) as process:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(process.send_stdin, bytes(2 * MEGABYTE))
             await wait_all_tasks_blocked()
@@ -123,7 +123,7 @@ async def test_a_process_that_does_not_read_lets_its_writer_wait(sandbox: Driver
 
 
 async def test_a_process_whose_output_nobody_reads_waits_and_costs_no_memory(sandbox: Driver) -> None:
-    async with sandbox.process("contract", Command(argv=("yes",))) as process:
+    async with sandbox.process("contract", ExecSpec(argv=("yes",))) as process:
         total = 0
         while total < 5 * MEGABYTE:
             piece = await process.stdout.receive()
@@ -136,7 +136,7 @@ async def test_a_process_whose_output_nobody_reads_waits_and_costs_no_memory(san
 
 
 async def test_output_that_was_written_before_the_end_can_be_read_after_it(sandbox: Driver) -> None:
-    async with sandbox.process("contract", Command(argv=("echo", "last", "words"))) as process:
+    async with sandbox.process("contract", ExecSpec(argv=("echo", "last", "words"))) as process:
         assert await process.wait() == 0
         assert process.stdout.unread() == len(b"last words\n")
         assert await everything(process.stdout) == b"last words\n"
@@ -182,7 +182,7 @@ async def test_a_caller_that_is_cancelled_at_any_moment_leaves_nothing_running(
     sandbox: Driver, checkpoints: int
 ) -> None:
     async def run() -> None:
-        async with sandbox.process("contract", Command(argv=("sleep", "1000"))) as process:
+        async with sandbox.process("contract", ExecSpec(argv=("sleep", "1000"))) as process:
             await process.wait()
 
     async with trio.open_nursery() as nursery:
@@ -216,27 +216,27 @@ async def test_the_environment_is_the_sandboxs_and_then_the_commands_own_on_a_sa
 
 
 async def test_a_working_directory_must_be_there(sandbox: Driver) -> None:
-    assert await result(sandbox, Command(argv=("pwd",))) == (b"/\n", b"", 0)
-    assert await result(sandbox, Command(argv=("pwd",), working_dir="/tmp")) == (b"/tmp\n", b"", 0)  # noqa: S108
+    assert await result(sandbox, ExecSpec(argv=("pwd",))) == (b"/\n", b"", 0)
+    assert await result(sandbox, ExecSpec(argv=("pwd",), working_dir="/tmp")) == (b"/tmp\n", b"", 0)  # noqa: S108
     with pytest.raises(InvalidArgumentError, match="/not/there"):
-        await result(sandbox, Command(argv=("pwd",), working_dir="/not/there"))
+        await result(sandbox, ExecSpec(argv=("pwd",), working_dir="/not/there"))
 
 
 @pytest.mark.parametrize(("user", "uid"), [("", b"0"), ("root", b"0"), ("nobody", b"65534"), ("1234", b"1234")])
 async def test_users_are_those_of_the_sandbox(sandbox: Driver, user: str, uid: bytes) -> None:
-    assert await result(sandbox, Command(argv=("id", "-u"), user=user)) == (uid + b"\n", b"", 0)
+    assert await result(sandbox, ExecSpec(argv=("id", "-u"), user=user)) == (uid + b"\n", b"", 0)
 
 
 async def test_a_user_who_is_not_there_is_the_callers_fault(sandbox: Driver) -> None:
     with pytest.raises(InvalidArgumentError, match="nemo"):
-        await result(sandbox, Command(argv=("true",), user="nemo"))
+        await result(sandbox, ExecSpec(argv=("true",), user="nemo"))
 
 
 async def test_what_the_sandbox_was_created_with_holds_where_a_command_says_nothing(driver: Driver, spec: Spec) -> None:
     await driver.create(evolve(spec, working_dir="/tmp", user="nobody"))  # noqa: S108
-    assert (await result(driver, Command(argv=("pwd",))))[0] == b"/tmp\n"
-    assert (await result(driver, Command(argv=("id", "-u"))))[0] == b"65534\n"
-    assert (await result(driver, Command(argv=("id", "-u"), user="root")))[0] == b"0\n"
+    assert (await result(driver, ExecSpec(argv=("pwd",))))[0] == b"/tmp\n"
+    assert (await result(driver, ExecSpec(argv=("id", "-u"))))[0] == b"65534\n"
+    assert (await result(driver, ExecSpec(argv=("id", "-u"), user="root")))[0] == b"0\n"
 
 
 async def test_a_terminal_has_a_size_that_can_change(sandbox: Driver) -> None:
@@ -251,13 +251,13 @@ async def test_a_terminal_has_a_size_that_can_change(sandbox: Driver) -> None:
 
 
 async def test_a_terminals_end_of_input_is_seen(sandbox: Driver) -> None:
-    async with sandbox.process("contract", Command(argv=("cat",), terminal=TerminalSize())) as process:
+    async with sandbox.process("contract", ExecSpec(argv=("cat",), terminal=TerminalSize())) as process:
         await process.close_stdin()
         assert await process.wait() == 0
 
 
 async def test_a_resize_without_a_terminal_does_nothing(sandbox: Driver) -> None:
-    async with sandbox.process("contract", Command(argv=("cat",))) as process:
+    async with sandbox.process("contract", ExecSpec(argv=("cat",))) as process:
         process.resize(TerminalSize(columns=90, rows=30))
         await process.close_stdin()
         assert await process.wait() == 0

@@ -12,20 +12,20 @@ from attrs import evolve
 from trio.testing import wait_all_tasks_blocked
 
 from arcbox_guest.errors import GuestError, InvalidArgumentError, UnavailableError
-from arcbox_guest.sandboxes.model import BindMount, Command, Spec
+from arcbox_guest.sandboxes.model import BindMount, ExecSpec, Spec
 
 if TYPE_CHECKING:
     from arcbox_guest.sandboxes.driver import Driver, Process
     from tests.guest.sandboxes.conftest import World
 
-SLEEP = Command(argv=("sleep", "1000"))
-STUBBORN = Command(argv=("sh", "-c", "trap '' TERM; echo trapped; while :; do sleep 1000; done"))
-LEAVE_BEHIND = Command(argv=("sh", "-c", "setsid sleep 1000 >/dev/null 2>&1 & echo left"))
+SLEEP = ExecSpec(argv=("sleep", "1000"))
+STUBBORN = ExecSpec(argv=("sh", "-c", "trap '' TERM; echo trapped; while :; do sleep 1000; done"))
+LEAVE_BEHIND = ExecSpec(argv=("sh", "-c", "setsid sleep 1000 >/dev/null 2>&1 & echo left"))
 
-TRUE = Command(argv=("true",))
+TRUE = ExecSpec(argv=("true",))
 
 
-async def run(driver: Driver, command: Command) -> int:
+async def run(driver: Driver, command: ExecSpec) -> int:
     async with driver.process("contract", command) as process:
         return await process.wait()
 
@@ -43,7 +43,7 @@ async def test_a_sandbox_that_was_created_can_run_something(driver: Driver, spec
 
 async def test_its_host_name_is_its_id(driver: Driver, spec: Spec) -> None:
     await driver.create(spec)
-    async with driver.process("contract", Command(argv=("hostname",))) as process:
+    async with driver.process("contract", ExecSpec(argv=("hostname",))) as process:
         assert bytes(await process.stdout.receive()) == b"contract\n"
         assert await process.wait() == 0
 

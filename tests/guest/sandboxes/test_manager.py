@@ -13,7 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 from arcbox_guest.errors import ConflictError, GuestError, InvalidArgumentError, NotFoundError, UnavailableError
 from arcbox_guest.sandboxes.events import EventHub
 from arcbox_guest.sandboxes.manager import Defaults, SandboxManager
-from arcbox_guest.sandboxes.model import Action, Limits, Spec, State, Statistics
+from arcbox_guest.sandboxes.model import Action, ResourceLimits, Spec, State, Statistics
 from arcbox_guest.sandboxes.testing import ROOTFS, FakeDriver
 
 if TYPE_CHECKING:
@@ -69,9 +69,10 @@ async def test_an_id_is_taken_until_its_sandbox_is_removed(autojump_clock: MockC
 
 async def test_what_was_not_asked_for_is_filled_in(autojump_clock: MockClock, agent: FakeAgent) -> None:
     plain = await agent.manager.create(Spec(id="plain"))
-    large = await agent.manager.create(Spec(id="large", rootfs="/large", limits=Limits(vcpus=8, memory_mib=4096)))
-    assert (plain.spec.rootfs, plain.spec.limits) == (ROOTFS, Limits(vcpus=1, memory_mib=512))
-    assert (large.spec.rootfs, large.spec.limits) == ("/large", Limits(vcpus=8, memory_mib=4096))
+    asked = ResourceLimits(vcpus=8, memory_mib=4096)
+    large = await agent.manager.create(Spec(id="large", rootfs="/large", limits=asked))
+    assert (plain.spec.rootfs, plain.spec.limits) == (ROOTFS, ResourceLimits(vcpus=1, memory_mib=512))
+    assert (large.spec.rootfs, large.spec.limits) == ("/large", asked)
     await wait_all_tasks_blocked()
     assert agent.driver.sandboxes["plain"].spec == plain.spec
 

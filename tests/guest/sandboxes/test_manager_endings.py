@@ -9,7 +9,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from arcbox_guest.errors import ConflictError, GuestError, NotFoundError, TimedOutError
-from arcbox_guest.sandboxes.model import Command, Spec
+from arcbox_guest.sandboxes.model import ExecSpec, Spec
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
     from tests.guest.sandboxes.conftest import FakeAgent
 
-STUBBORN = Command(argv=("sh", "-c", "trap '' TERM; echo trapped; while :; do sleep 1000; done"))
-SLEEP = Command(argv=("sleep", "1000"))
+STUBBORN = ExecSpec(argv=("sh", "-c", "trap '' TERM; echo trapped; while :; do sleep 1000; done"))
+SLEEP = ExecSpec(argv=("sleep", "1000"))
 
 
-async def run(agent: FakeAgent, command: Command, exit_codes: list[int]) -> None:
+async def run(agent: FakeAgent, command: ExecSpec, exit_codes: list[int]) -> None:
     async with agent.manager.process("web", command) as process:
         exit_codes.append(await process.wait())
 
@@ -37,7 +37,7 @@ async def attempt(outcomes: list[object], call: Callable[[], Awaitable[None]]) -
 
 @pytest.mark.parametrize(("command", "seconds", "code"), [(SLEEP, 0, 143), (STUBBORN, 10, 137)])
 async def test_stop_asks_first_and_kills_what_is_left_when_the_time_is_up(
-    autojump_clock: MockClock, agent: FakeAgent, command: Command, seconds: int, code: int
+    autojump_clock: MockClock, agent: FakeAgent, command: ExecSpec, seconds: int, code: int
 ) -> None:
     exit_codes: list[int] = []
     await agent.create(Spec(id="web"))

@@ -10,7 +10,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from arcbox_guest.errors import ConflictError, InvalidArgumentError, NotFoundError, UnavailableError
 from arcbox_guest.sandboxes import states
-from arcbox_guest.sandboxes.model import Action, Command, Spec, State, TerminalSize
+from arcbox_guest.sandboxes.model import Action, ExecSpec, Spec, State, TerminalSize
 from arcbox_guest.sandboxes.output_log import DEFAULT_LIMIT
 
 if TYPE_CHECKING:
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
     from tests.guest.sandboxes.conftest import FakeAgent
 
-SLEEP = Command(argv=("sleep", "1000"))
+SLEEP = ExecSpec(argv=("sleep", "1000"))
 
 
 def script(text: str) -> tuple[str, ...]:
     return ("sh", "-c", text)
 
 
-async def exit_code(agent: FakeAgent, command: Command, needs: frozenset[State] = states.READY_OR_RUNNING) -> int:
+async def exit_code(agent: FakeAgent, command: ExecSpec, needs: frozenset[State] = states.READY_OR_RUNNING) -> int:
     async with agent.manager.process("web", command, needs=needs) as process:
         return await process.wait()
 
@@ -34,9 +34,9 @@ async def test_a_sandbox_runs_while_anything_runs_and_is_ready_again_after(
     autojump_clock: MockClock, agent: FakeAgent
 ) -> None:
     await agent.create(Spec(id="web"))
-    async with agent.manager.process("web", Command(argv=("cat",)), needs=states.READY) as first:
+    async with agent.manager.process("web", ExecSpec(argv=("cat",)), needs=states.READY) as first:
         assert agent.state("web") == "running"
-        async with agent.manager.process("web", Command(argv=("cat",))) as second:
+        async with agent.manager.process("web", ExecSpec(argv=("cat",))) as second:
             await first.close_stdin()
             assert await first.wait() == 0
             assert agent.state("web") == "running"
@@ -51,7 +51,7 @@ async def test_the_idle_event_and_the_record_have_the_exit_code_of_the_last_to_e
 ) -> None:
     await agent.create(Spec(id="web"))
     await trio.sleep(3)
-    assert await exit_code(agent, Command(argv=script("exit 7"))) == 7
+    assert await exit_code(agent, ExecSpec(argv=script("exit 7"))) == 7
     assert agent.witness.told[-1] == ("web", Action.IDLE, {"exit_code": "7"})
     sandbox = agent.manager.get("web")
     assert (sandbox.last_exit_code, sandbox.last_exited_at) == (7, 1_767_225_603.0)
@@ -62,7 +62,7 @@ async def test_who_knows_that_a_process_has_ended_finds_the_sandbox_ready(
 ) -> None:
     await agent.create(Spec(id="web"))
     for _ in range(50):
-        async with agent.manager.process("web", Command(argv=("true",)), needs=states.READY) as process:
+        async with agent.manager.process("web", ExecSpec(argv=("true",)), needs=states.READY) as process:
             await process.wait()
             assert agent.state("web") == "ready"
 
@@ -71,7 +71,7 @@ async def test_a_process_that_has_ended_keeps_nobody_out_while_its_output_is_sti
     autojump_clock: MockClock, agent: FakeAgent
 ) -> None:
     await agent.create(Spec(id="web"))
-    async with agent.manager.process("web", Command(argv=("echo", "slowly")), needs=states.READY) as process:
+    async with agent.manager.process("web", ExecSpec(argv=("echo", "slowly")), needs=states.READY) as process:
         await wait_all_tasks_blocked()
         assert agent.state("web") == "ready"
         assert bytes(await process.stdout.receive()) == b"slowly\n"
@@ -81,8 +81,8 @@ async def test_run_wants_the_sandbox_to_itself_and_exec_does_not(autojump_clock:
     await agent.create(Spec(id="web"))
     async with agent.manager.process("web", SLEEP, needs=states.READY):
         with pytest.raises(ConflictError, match="web is running"):
-            await exit_code(agent, Command(argv=("true",)), states.READY)
-        assert await exit_code(agent, Command(argv=("true",))) == 0
+            await exit_code(agent, ExecSpec(argv=("true",)), states.READY)
+        assert await exit_code(agent, ExecSpec(argv=("true",))) == 0
 
 
 async def test_of_two_runs_at_the_same_moment_one_is_refused(autojump_clock: MockClock, agent: FakeAgent) -> None:
@@ -91,7 +91,7 @@ async def test_of_two_runs_at_the_same_moment_one_is_refused(autojump_clock: Moc
 
     async def run() -> None:
         try:
-            outcomes.append(await exit_code(agent, Command(argv=("true",)), states.READY))
+            outcomes.append(await exit_code(agent, ExecSpec(argv=("true",)), states.READY))
         except ConflictError as error:
             outcomes.append(type(error))
 
@@ -123,7 +123,7 @@ async def test_nothing_runs_in_a_sandbox_that_is_not_there_not_ready_or_gone(
 async def test_what_could_not_be_started_leaves_the_sandbox_ready(autojump_clock: MockClock, agent: FakeAgent) -> None:
     await agent.create(Spec(id="web"))
     with pytest.raises(InvalidArgumentError, match="there is no user 'nemo'"):
-        await exit_code(agent, Command(argv=("true",), user="nemo"))
+        await exit_code(agent, ExecSpec(argv=("true",), user="nemo"))
     assert agent.witness.told[-1] == ("web", Action.IDLE, {"exit_code": "126"})
     assert agent.state("web") == "ready"
 
@@ -169,7 +169,7 @@ async def test_a_process_is_killed_when_its_time_is_up_even_if_nobody_waits_for_
     autojump_clock: MockClock, agent: FakeAgent, argv: tuple[str, ...]
 ) -> None:
     await agent.create(Spec(id="web"))
-    async with agent.manager.process("web", Command(argv=argv, timeout=2)) as process:
+    async with agent.manager.process("web", ExecSpec(argv=argv, timeout=2)) as process:
         await trio.sleep(1.9)
         assert agent.state("web") == "running"
         await trio.sleep(0.2)
@@ -179,7 +179,7 @@ async def test_a_process_is_killed_when_its_time_is_up_even_if_nobody_waits_for_
 
 async def test_a_process_that_ends_in_time_is_not_killed(autojump_clock: MockClock, agent: FakeAgent) -> None:
     await agent.create(Spec(id="web"))
-    assert await exit_code(agent, Command(argv=script("exit 7"), timeout=1)) == 7
+    assert await exit_code(agent, ExecSpec(argv=script("exit 7"), timeout=1)) == 7
     await trio.sleep(5)
     assert agent.manager.get("web").last_exit_code == 7
 
@@ -188,7 +188,7 @@ async def test_input_and_the_size_of_the_terminal_reach_the_process(
     autojump_clock: MockClock, agent: FakeAgent
 ) -> None:
     await agent.create(Spec(id="web"))
-    command = Command(argv=script("stty size; read line; stty size"), terminal=TerminalSize())
+    command = ExecSpec(argv=script("stty size; read line; stty size"), terminal=TerminalSize())
     async with agent.manager.process("web", command) as process:
         process.resize(TerminalSize(132, 50))
         await process.send_stdin(b"\n")

@@ -18,7 +18,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from arcbox_guest.errors import GuestError
 from arcbox_guest.sandboxes import states
 from arcbox_guest.sandboxes.manager import Defaults, SandboxManager
-from arcbox_guest.sandboxes.model import Command, Sandbox, Spec, State
+from arcbox_guest.sandboxes.model import ExecSpec, Sandbox, Spec, State
 from arcbox_guest.sandboxes.records import Records
 from arcbox_guest.sandboxes.testing import ROOTFS, FakeDriver
 from tests.guest.sandboxes import stories
@@ -104,7 +104,7 @@ SPECS = st.builds(
     ttl=st.sampled_from([0.0, 0.0, 3.0, 300.0]),
 )
 COMMANDS = st.builds(
-    Command,
+    ExecSpec,
     argv=st.sampled_from(stories.ARGVS),
     timeout=st.sampled_from([0.0, 0.0, 2.0]),
     user=st.sampled_from(["", "", "", "nemo"]),

@@ -10,7 +10,7 @@ from attrs import evolve
 from trio.testing import wait_all_tasks_blocked
 
 from arcbox_guest.errors import ConflictError, GuestError
-from arcbox_guest.sandboxes.model import Command, Spec, State
+from arcbox_guest.sandboxes.model import ExecSpec, Spec, State
 from arcbox_guest.sandboxes.testing import FakeDriver
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ async def test_an_agent_that_ends_at_once_has_recorded_what_it_did_last(
 
 async def test_what_ends_after_its_agent_did_is_no_news(autojump_clock: MockClock, agent: FakeAgent) -> None:
     await agent.create(Spec(id="web"))
-    async with agent.manager.process("web", Command(argv=("sleep", "1000"))) as process:
+    async with agent.manager.process("web", ExecSpec(argv=("sleep", "1000"))) as process:
         await agent.kill()
         agent.start()
         assert await process.wait() == 137

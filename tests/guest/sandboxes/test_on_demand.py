@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from arcbox_guest.sandboxes.model import Command, Spec
+from arcbox_guest.sandboxes.model import ExecSpec, Spec
 from arcbox_guest.sandboxes.on_demand import OnDemandDriver
 from arcbox_guest.sandboxes.testing import ROOTFS, FakeDriver
 
@@ -42,7 +42,7 @@ async def test_everything_is_done_by_the_driver_which_is_loaded_once(tmp_path: P
     loader = Loader()
     driver = OnDemandDriver("oci", tmp_path / "not-yet", loader)
     await driver.create(Spec(id="box", rootfs=ROOTFS))
-    async with driver.process("box", Command(argv=("true",))) as process:
+    async with driver.process("box", ExecSpec(argv=("true",))) as process:
         assert await process.wait() == 0
     assert (await driver.statistics("box")).processes == 1
     await driver.terminate("box")

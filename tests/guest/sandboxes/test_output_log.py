@@ -15,7 +15,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcbox_guest.sandboxes.model import Command, Spec
+from arcbox_guest.sandboxes.model import ExecSpec, Spec
 from arcbox_guest.sandboxes.output_log import DEFAULT_LIMIT, OutputLog, append
 from arcbox_guest.sandboxes.records import Records
 from arcbox_guest.sandboxes.testing import ROOTFS, FakeDriver
@@ -158,7 +158,7 @@ async def test_a_flood_does_not_keep_everybody_else_waiting(nursery: trio.Nurser
 async def test_it_copies_all_that_a_process_writes(autojump_clock: MockClock, tmp_path: Path) -> None:
     driver, log = FakeDriver(), Records(tmp_path, run_sync=inline).output("a")
     await driver.create(Spec(id="a", rootfs=ROOTFS))
-    async with driver.process("a", Command(argv=("echo", "one", "two"))) as process:
+    async with driver.process("a", ExecSpec(argv=("echo", "one", "two"))) as process:
         await log.copy(process.stdout)
     assert kept(log) == b"one two\n"
 

@@ -12,7 +12,7 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcbox_guest.sandboxes.model import BindMount, Limits, Sandbox, Spec, State
+from arcbox_guest.sandboxes.model import BindMount, ResourceLimits, Sandbox, Spec, State
 from arcbox_guest.sandboxes.records import Records, decode, encode
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ SPECS = st.builds(
     id=TEXT,
     rootfs=TEXT,
     labels=st.dictionaries(TEXT, TEXT, max_size=3),
-    limits=st.builds(Limits, vcpus=st.integers(0, 64), memory_mib=st.integers(0, 2**40)),
+    limits=st.builds(ResourceLimits, vcpus=st.integers(0, 64), memory_mib=st.integers(0, 2**40)),
     cmd=st.lists(TEXT, max_size=3).map(tuple),
     env=st.dictionaries(TEXT, TEXT, max_size=3),
     working_dir=TEXT,

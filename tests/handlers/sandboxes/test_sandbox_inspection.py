@@ -9,7 +9,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from arcbox_agent.testing import memory_connection
 from arcbox_guest.errors import GuestError
-from arcbox_guest.sandboxes.model import Action, Limits
+from arcbox_guest.sandboxes.model import Action, ResourceLimits
 from arcbox_protocol import MessageType, sandbox_v1
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ async def test_inspect_tells_all_that_is_known(rig: Rig) -> None:
     before = rig.sandboxes.manager._now_ns() // 10**9
     with rig.sandboxes.events.subscribe("box", Action.IDLE) as idle:
         await rig.sandboxes.create(
-            "box", labels={"a": "b"}, limits=Limits(vcpus=3, memory_mib=64), cmd=("sh", "-c", "exit 7")
+            "box", labels={"a": "b"}, limits=ResourceLimits(vcpus=3, memory_mib=64), cmd=("sh", "-c", "exit 7")
         )
         await anext(idle)
     frame = await rig.ask(INSPECT, sandbox_v1.InspectSandboxRequest(id="box"))

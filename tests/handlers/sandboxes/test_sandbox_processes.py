@@ -9,7 +9,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from arcbox_guest.errors import GuestError, InvalidArgumentError, UnavailableError
-from arcbox_guest.sandboxes.model import Action, Command, State
+from arcbox_guest.sandboxes.model import Action, ExecSpec, State
 from arcbox_protocol import ErrorReply, MessageType, sandbox_v1
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ async def output(rig: Rig, kind: MessageType = EXEC) -> tuple[bytes, bytes, int]
 async def test_a_process_is_started_as_the_request_has_it(rig: Rig, kind: MessageType) -> None:
     process = await start(rig, kind, cmd=["sh", "-c", ""], env={"A": "b"}, working_dir="/", user="1", timeout_seconds=7)
     assert process.sandbox_id == "box"
-    assert process.command == Command(
+    assert process.command == ExecSpec(
         argv=("sh", "-c", ""), env={"A": "b"}, working_dir="/", user="1", terminal=None, timeout=7.0
     )
 

@@ -10,7 +10,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from arcbox_guest.errors import GuestError
-from arcbox_guest.sandboxes.model import Action, BindMount, Limits, Spec, State
+from arcbox_guest.sandboxes.model import Action, BindMount, ResourceLimits, Spec, State
 from arcbox_handlers.sandboxes import SandboxCreate
 from arcbox_protocol import MessageType, sandbox_v1
 
@@ -52,7 +52,7 @@ async def test_create_asks_for_all_that_was_asked_for_and_answers_at_once(rig: R
         id="box-1",
         rootfs="/rootfs",
         labels={"team": "a"},
-        limits=Limits(vcpus=2, memory_mib=256),
+        limits=ResourceLimits(vcpus=2, memory_mib=256),
         cmd=("sleep", "", "5"),
         env={"A": "b=c"},
         working_dir="/tmp",  # noqa: S108  the same

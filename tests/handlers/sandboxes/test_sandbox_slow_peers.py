@@ -1,4 +1,4 @@
-"""Output for a peer that reads slowly, or not at all, or goes away meanwhile: over a real socket."""
+"""OutputStream for a peer that reads slowly, or not at all, or goes away meanwhile: over a real socket."""
 
 from __future__ import annotations
 

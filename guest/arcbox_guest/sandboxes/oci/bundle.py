@@ -14,7 +14,7 @@ from arcbox_guest.sandboxes.oci import seccomp
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from arcbox_guest.sandboxes.model import Command, Limits, Spec
+    from arcbox_guest.sandboxes.model import ExecSpec, ResourceLimits, Spec
     from arcbox_guest.sandboxes.oci.users import Identity
 
 INIT: Final = "/dev/init"
@@ -96,7 +96,7 @@ def sandbox_config(spec: Spec, *, rootfs: str, init: str, cgroups_path: str, max
     }
 
 
-def process_config(command: Command, environment: Mapping[str, str], cwd: str, identity: Identity) -> dict[str, Any]:
+def process_config(command: ExecSpec, environment: Mapping[str, str], cwd: str, identity: Identity) -> dict[str, Any]:
     """The configuration of a process: what `exec --process` takes."""
     process = _process(list(command.argv), environment, cwd, uid=identity.uid, gid=identity.gid)
     process["user"]["additionalGids"] = list(identity.groups)
@@ -106,7 +106,7 @@ def process_config(command: Command, environment: Mapping[str, str], cwd: str, i
     return process
 
 
-def environment(spec: Spec, command: Command, identity: Identity) -> dict[str, str]:
+def environment(spec: Spec, command: ExecSpec, identity: Identity) -> dict[str, str]:
     """What a process finds in its environment: a sane default, the sandbox's own, and the command's own."""
     default = {"PATH": PATH, "HOME": identity.home, "HOSTNAME": spec.id}
     if command.terminal is not None:
@@ -133,7 +133,7 @@ def _process(argv: Sequence[str], environment: Mapping[str, str], cwd: str, *, u
     }
 
 
-def _resources(limits: Limits, max_processes: int) -> dict[str, Any]:
+def _resources(limits: ResourceLimits, max_processes: int) -> dict[str, Any]:
     size = limits.memory_mib * 2**20
     memory = {"limit": size}
     if _counts_swap():

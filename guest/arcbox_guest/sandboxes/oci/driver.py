@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
     from arcbox_guest.sandboxes.driver import Process
-    from arcbox_guest.sandboxes.model import Command, Spec, Statistics
+    from arcbox_guest.sandboxes.model import ExecSpec, Spec, Statistics
     from arcbox_guest.sandboxes.oci.cgroups import ProcessGroup
     from arcbox_guest.sandboxes.oci.hierarchies import Hierarchies
     from arcbox_guest.sandboxes.oci.images import Image
@@ -108,7 +108,7 @@ class OciDriver:
             raise
 
     @asynccontextmanager
-    async def process(self, sandbox_id: str, command: Command) -> AsyncIterator[Process]:
+    async def process(self, sandbox_id: str, command: ExecSpec) -> AsyncIterator[Process]:
         async with self._find(sandbox_id).process(command) as process:
             yield process
 

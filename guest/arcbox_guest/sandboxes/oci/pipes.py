@@ -54,7 +54,7 @@ class End:
 
 
 @define(eq=False)
-class Output:
+class OutputStream:
     """What a process writes."""
 
     _end: End

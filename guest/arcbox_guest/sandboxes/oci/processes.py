@@ -9,7 +9,7 @@ import trio
 from attrs import define, field
 
 from arcbox_guest.sandboxes.oci import pipes
-from arcbox_guest.sandboxes.oci.pipes import End, Input, Output
+from arcbox_guest.sandboxes.oci.pipes import End, Input, OutputStream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -24,8 +24,8 @@ class PipedProcess:
 
     _client: Client
     _stdin: End
-    stdout: Output
-    stderr: Output
+    stdout: OutputStream
+    stderr: OutputStream
 
     async def send_stdin(self, data: bytes) -> None:
         await Input(self._stdin).send(data)
@@ -51,7 +51,7 @@ class TerminalProcess:
 
     _client: Client
     _master: End
-    stdout: Output
+    stdout: OutputStream
     stderr: None = None
     _stdin_ended: bool = field(init=False, default=False)
 
@@ -82,7 +82,7 @@ async def piped(started: PipedClient) -> AsyncIterator[PipedProcess]:
     """A process whose client has been told what to run."""
     stdin, stdout, stderr = End(started.stdin), End(started.stdout), End(started.stderr)
     try:
-        yield PipedProcess(started.client, stdin, Output(stdout), Output(stderr))
+        yield PipedProcess(started.client, stdin, OutputStream(stdout), OutputStream(stderr))
     finally:
         started.client.kill()  # first: who sees the end of its stdin may end by itself, and be taken for one that did
         for end in (stdin, stdout, stderr):
@@ -94,7 +94,7 @@ async def with_terminal(client: Client, master: int) -> AsyncIterator[TerminalPr
     """The same with a terminal."""
     end = End(master)
     try:
-        yield TerminalProcess(client, end, Output(end))
+        yield TerminalProcess(client, end, OutputStream(end))
     finally:
         client.kill()
         end.close()

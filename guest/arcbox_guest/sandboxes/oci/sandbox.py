@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from arcbox_guest.child import PidFd
     from arcbox_guest.sandboxes.driver import Process
-    from arcbox_guest.sandboxes.model import Command, Spec
+    from arcbox_guest.sandboxes.model import ExecSpec, Spec
     from arcbox_guest.sandboxes.oci.cgroups import ProcessGroup, SandboxCgroups
     from arcbox_guest.sandboxes.oci.clients import Client
     from arcbox_guest.sandboxes.oci.namespace import MountNamespace
@@ -99,7 +99,7 @@ class LiveSandbox:
         await self.cgroups.terminate(self._runtime.is_at)
 
     @asynccontextmanager
-    async def process(self, command: Command) -> AsyncIterator[Process]:
+    async def process(self, command: ExecSpec) -> AsyncIterator[Process]:
         """Run a process; its tree is killed when the context is left before its end."""
         self.check_alive()
         self._started += 1
@@ -123,7 +123,7 @@ class LiveSandbox:
                 await started.client.close()
             self._left_behind = {left for left in (*self._left_behind, group) if not left.remove()}
 
-    def _start(self, command: Command, group: ProcessGroup) -> Started:
+    def _start(self, command: ExecSpec, group: ProcessGroup) -> Started:
         with self._root() as root:
             identity = users.find(root, command.user or self.spec.user)
             cwd = posixpath.join("/", command.working_dir or self.spec.working_dir)
@@ -136,7 +136,7 @@ class LiveSandbox:
         configuration = json.dumps(bundle.process_config(command, environment, cwd, identity)).encode()
         return self._start_client(command, group, configuration)
 
-    def _start_client(self, command: Command, group: ProcessGroup, configuration: bytes) -> Started:
+    def _start_client(self, command: ExecSpec, group: ProcessGroup, configuration: bytes) -> Started:
         name = group.path.name
         socket = None if command.terminal is None else f"terminal-{name}"
         pid_file = str(self.directory / f"process-{name}.pid")

@@ -8,7 +8,7 @@ import trio
 from attrs import define, field
 
 if TYPE_CHECKING:
-    from arcbox_guest.sandboxes.model import Command, TerminalSize
+    from arcbox_guest.sandboxes.model import ExecSpec, TerminalSize
     from arcbox_guest.sandboxes.oci.lookup import CommandError
 
 
@@ -36,7 +36,7 @@ class Unstarted:
     stderr: Said | None = field(default=None)
 
     @classmethod
-    def of(cls, command: Command, error: CommandError) -> Unstarted:
+    def of(cls, command: ExecSpec, error: CommandError) -> Unstarted:
         if command.terminal is not None:
             return cls(error.exit_code, Said(f"{error}\r\n".encode()))
         return cls(error.exit_code, Said(), Said(f"{error}\n".encode()))

@@ -10,12 +10,12 @@ import pytest
 import trio
 from attrs import define, field, frozen
 
-from arcbox_guest.sandboxes.model import BindMount, Command, Limits, Spec
+from arcbox_guest.sandboxes.model import BindMount, ExecSpec, ResourceLimits, Spec
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from arcbox_guest.sandboxes.driver import Driver, Output
+    from arcbox_guest.sandboxes.driver import Driver, OutputStream
     from arcbox_guest.sandboxes.oci.driver import OciDriver
 
 
@@ -58,9 +58,9 @@ class Box:
     driver: Driver
     id: str
 
-    async def run(self, *argv: str, **options: Any) -> Result:  # noqa: ANN401  of a Command
+    async def run(self, *argv: str, **options: Any) -> Result:  # noqa: ANN401  of an ExecSpec
         """Run a command to its end."""
-        async with self.driver.process(self.id, Command(argv=argv, **options)) as process:
+        async with self.driver.process(self.id, ExecSpec(argv=argv, **options)) as process:
             await process.close_stdin()
             pieces: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
             async with trio.open_nursery() as nursery:
@@ -70,16 +70,16 @@ class Box:
                 exit_code = await process.wait()
             return Result(exit_code, b"".join(pieces["stdout"]), b"".join(pieces["stderr"]))
 
-    async def sh(self, script: str, **options: Any) -> Result:  # noqa: ANN401  of a Command
+    async def sh(self, script: str, **options: Any) -> Result:  # noqa: ANN401  of an ExecSpec
         """Run a script to its end."""
         return await self.run("sh", "-c", script, **options)
 
-    async def python(self, code: str, **options: Any) -> Result:  # noqa: ANN401  of a Command
+    async def python(self, code: str, **options: Any) -> Result:  # noqa: ANN401  of an ExecSpec
         """The same with the Python that runs this test, in a sandbox that was made with `with_python`."""
         return await self.run(sys.executable, "-I", "-S", "-c", code, **options)
 
 
-async def _collect(output: Output, pieces: list[bytes]) -> None:
+async def _collect(output: OutputStream, pieces: list[bytes]) -> None:
     while piece := await output.receive():
         pieces.append(bytes(piece))
 
@@ -106,7 +106,7 @@ class Boxes:
         mounts = (*mounts, *python_mounts()) if with_python else mounts
         self._made.append(name)
         await self.world.driver.create(
-            Spec(id=name, limits=Limits(vcpus=vcpus, memory_mib=memory_mib), mounts=mounts, **spec)
+            Spec(id=name, limits=ResourceLimits(vcpus=vcpus, memory_mib=memory_mib), mounts=mounts, **spec)
         )
         return Box(self.world.driver, name)
 

@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from arcbox_guest.errors import GuestError, NotSupportedError, TimedOutError, UnavailableError
-from arcbox_guest.sandboxes.model import Command, Limits, Spec, TerminalSize
+from arcbox_guest.sandboxes.model import ExecSpec, ResourceLimits, Spec, TerminalSize
 from arcbox_guest.sandboxes.oci import clients, runtime, terminals
 from arcbox_guest.sandboxes.oci.driver import OciDriver
 
@@ -99,7 +99,7 @@ async def test_a_runtime_that_hangs_while_it_starts_a_process_is_an_error(
     lose_patience(monkeypatch)
     use(world, program(tmp_path / "bad", "sleep 1000 & setsid sleep 1000 & wait"))
     with pytest.raises(TimedOutError, match="did not"):
-        async with world.driver.process("box", Command(argv=("true",), terminal=terminal)) as process:
+        async with world.driver.process("box", ExecSpec(argv=("true",), terminal=terminal)) as process:
             await process.wait()
     with trio.fail_after(5):
         await world.driver.idle("box")
@@ -117,11 +117,11 @@ async def test_a_runtime_that_hangs_since_the_sandbox_has_ended_is_not_to_blame(
 
     async def run() -> None:
         if terminal is None:
-            async with world.driver.process("box", Command(argv=("true",))) as process:
+            async with world.driver.process("box", ExecSpec(argv=("true",))) as process:
                 codes.append(await process.wait())
             return
         with pytest.raises(UnavailableError, match="the sandbox ended"):
-            async with world.driver.process("box", Command(argv=("true",), terminal=terminal)):
+            async with world.driver.process("box", ExecSpec(argv=("true",), terminal=terminal)):
                 pass
 
     async with trio.open_nursery() as nursery:
@@ -146,7 +146,7 @@ async def test_a_runtime_that_fails_to_open_a_terminal_is_an_error_that_says_why
     await boxes()
     use(world, program(tmp_path / "bad", "echo 'can not' >&2; exit 1"))
     with pytest.raises(GuestError, match="can not"):
-        async with world.driver.process("box", Command(argv=("true",), terminal=TerminalSize())):
+        async with world.driver.process("box", ExecSpec(argv=("true",), terminal=TerminalSize())):
             pass
 
 
@@ -162,7 +162,7 @@ async def test_a_runtime_that_is_gone_is_an_error(boxes: Boxes, world: World, tm
     await boxes()
     use(world, str(tmp_path / "gone"))
     with pytest.raises(GuestError, match="No such file"):
-        async with world.driver.process("box", Command(argv=("true",))):
+        async with world.driver.process("box", ExecSpec(argv=("true",))):
             pass
     with pytest.raises(GuestError):
         await boxes("other")
@@ -184,7 +184,7 @@ def small_disk(path: Path) -> Iterator[Path]:
 async def test_a_disk_that_is_full_is_an_error_that_leaves_nothing(world: World, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as disk:
         driver = OciDriver(disk / "data")
-        spec = Spec(id="box", rootfs=world.rootfs, limits=Limits(vcpus=1, memory_mib=64))
+        spec = Spec(id="box", rootfs=world.rootfs, limits=ResourceLimits(vcpus=1, memory_mib=64))
         await driver.create(spec)
         await driver.destroy("box")
         subprocess.run(["dd", "if=/dev/zero", f"of={disk}/filler", "bs=4k"], capture_output=True, check=False)  # noqa: ASYNC221, S603, S607
@@ -200,9 +200,9 @@ async def test_a_disk_that_is_full_is_an_error_that_leaves_nothing(world: World,
 async def test_a_disk_that_fills_up_is_the_processes_own_trouble(world: World, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as disk:
         driver = OciDriver(disk / "data")
-        await driver.create(Spec(id="box", rootfs=world.rootfs, limits=Limits(vcpus=1, memory_mib=64)))
+        await driver.create(Spec(id="box", rootfs=world.rootfs, limits=ResourceLimits(vcpus=1, memory_mib=64)))
         fill = "cat /dev/zero >/full 2>/dev/null; echo $?; rm /full; echo room >/room && cat /room"
-        async with driver.process("box", Command(argv=("sh", "-c", fill))) as process:
+        async with driver.process("box", ExecSpec(argv=("sh", "-c", fill))) as process:
             assert await process.wait() == 0
             assert bytes(await process.stdout.receive()) == b"1\nroom\n"
         await driver.destroy("box")
@@ -214,7 +214,7 @@ async def test_a_process_whose_sandboxs_init_is_killed_was_killed(
     boxes: Boxes, world: World, terminal: TerminalSize | None
 ) -> None:
     await boxes()
-    command = Command(argv=("sh", "-c", "echo up; cat"), terminal=terminal)
+    command = ExecSpec(argv=("sh", "-c", "echo up; cat"), terminal=terminal)
     async with world.driver.process("box", command) as one, world.driver.process("box", command) as other:
         for process in (one, other):
             assert bytes(await process.stdout.receive()).strip() == b"up"
@@ -237,7 +237,7 @@ async def test_an_init_that_is_killed_while_processes_are_started_is_no_riddle(
 
     async def run() -> None:
         try:
-            async with world.driver.process("box", Command(argv=("sleep", "1000"), terminal=terminal)) as process:
+            async with world.driver.process("box", ExecSpec(argv=("sleep", "1000"), terminal=terminal)) as process:
                 codes.append(await process.wait())
         except GuestError as error:
             refused.append(error)
@@ -263,7 +263,7 @@ async def test_processes_that_are_being_started_while_their_sandbox_ends_are_kil
 
     async def run() -> None:
         try:
-            async with world.driver.process("box", Command(argv=("sleep", "1000"))) as process:
+            async with world.driver.process("box", ExecSpec(argv=("sleep", "1000"))) as process:
                 answers.append(await process.wait())
         except UnavailableError as error:
             answers.append(error)
@@ -281,14 +281,14 @@ async def test_processes_that_are_being_started_while_their_sandbox_ends_are_kil
 AGENT = """
 import sys, trio
 from pathlib import Path
-from arcbox_guest.sandboxes.model import Command, Limits, Spec
+from arcbox_guest.sandboxes.model import ExecSpec, ResourceLimits, Spec
 from arcbox_guest.sandboxes.oci.driver import OciDriver
 
 async def main():
     driver = OciDriver(Path(sys.argv[1]), sys.argv[3])
     for name in ("a", "b"):
-        await driver.create(Spec(id=name, rootfs=sys.argv[2], limits=Limits(vcpus=1, memory_mib=64)))
-    async with driver.process("a", Command(argv=("sh", "-c", "setsid sleep 1000 & echo up; cat"))) as process:
+        await driver.create(Spec(id=name, rootfs=sys.argv[2], limits=ResourceLimits(vcpus=1, memory_mib=64)))
+    async with driver.process("a", ExecSpec(argv=("sh", "-c", "setsid sleep 1000 & echo up; cat"))) as process:
         await process.stdout.receive()
         print("up", flush=True)
         await process.wait()
@@ -317,8 +317,8 @@ async def test_what_a_killed_agent_left_is_found_and_removed(world: World, tmp_p
 async def test_a_driver_that_is_closed_leaves_no_thread_and_no_file_open(world: World) -> None:
     async def once() -> None:
         driver = OciDriver(world.driver.data_dir.with_name("again"))
-        await driver.create(Spec(id="box", rootfs=world.rootfs, limits=Limits(vcpus=1, memory_mib=64)))
-        async with driver.process("box", Command(argv=("cat",))) as process:
+        await driver.create(Spec(id="box", rootfs=world.rootfs, limits=ResourceLimits(vcpus=1, memory_mib=64)))
+        async with driver.process("box", ExecSpec(argv=("cat",))) as process:
             await process.close_stdin()
             assert await process.wait() == 0
         await driver.destroy("box")
@@ -344,7 +344,7 @@ async def test_fifty_processes_at_once_each_get_their_own_input_and_output(boxes
     await boxes(memory_mib=1024)  # runc needs some 10 MiB for each while it starts it
 
     async def run(number: int) -> None:
-        async with world.driver.process("box", Command(argv=("cat",))) as process:
+        async with world.driver.process("box", ExecSpec(argv=("cat",))) as process:
             text = f"{number}\n".encode() * 2000
             await process.send_stdin(text)
             await process.close_stdin()
@@ -363,7 +363,7 @@ async def test_many_terminals_at_once_are_each_their_own(boxes: Boxes, world: Wo
     await boxes(memory_mib=512)
 
     async def run(number: int) -> None:
-        command = Command(argv=("sh", "-c", f"echo {number}; cat"), terminal=TerminalSize())
+        command = ExecSpec(argv=("sh", "-c", f"echo {number}; cat"), terminal=TerminalSize())
         async with world.driver.process("box", command) as process:
             await _until(process, f"{number}\r\n".encode())
             await process.close_stdin()
@@ -378,7 +378,7 @@ async def test_ctrl_c_on_a_terminal_ends_the_job_in_the_foreground_and_not_the_s
     boxes: Boxes, world: World
 ) -> None:
     await boxes()
-    command = Command(argv=("sh", "-i"), env={"PS1": "> "}, terminal=TerminalSize())
+    command = ExecSpec(argv=("sh", "-i"), env={"PS1": "> "}, terminal=TerminalSize())
     async with world.driver.process("box", command) as process:
         # The job itself says that it is in the foreground: before that, Ctrl-C would be the shell's.
         await process.send_stdin(b"sh -c 'echo re\"\"ady; exec sleep 1000'\n")
@@ -400,7 +400,7 @@ async def _until(process: Process, text: bytes) -> None:
 async def test_a_process_is_told_when_its_window_changes(boxes: Boxes, world: World) -> None:
     await boxes()
     script = "trap 'stty size' WINCH; echo up; while :; do read line; done"
-    async with world.driver.process("box", Command(argv=("sh", "-c", script), terminal=TerminalSize())) as process:
+    async with world.driver.process("box", ExecSpec(argv=("sh", "-c", script), terminal=TerminalSize())) as process:
         await _until(process, b"up\r\n")
         process.resize(TerminalSize(columns=132, rows=43))
         await process.send_stdin(b"\n")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from arcbox_guest.sandboxes.model import Command
+from arcbox_guest.sandboxes.model import ExecSpec
 from arcbox_guest.sandboxes.oci.driver import OciDriver
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ ECHO = "while read line; do echo $line; done"
 
 
 def echoing(boxes: Boxes, name: str) -> AbstractAsyncContextManager[Process]:
-    return boxes.world.driver.process(name, Command(argv=("sh", "-c", ECHO)))
+    return boxes.world.driver.process(name, ExecSpec(argv=("sh", "-c", ECHO)))
 
 
 async def echoes(process: Process, word: bytes) -> bool:
@@ -65,7 +65,7 @@ async def test_swap_is_no_way_around_the_limit(boxes: Boxes, world: World) -> No
 
 async def test_an_init_that_the_limit_costs_is_explained(boxes: Boxes, world: World) -> None:
     await boxes("box", memory_mib=32)
-    hog = Command(argv=("tail", "/dev/zero"))
+    hog = ExecSpec(argv=("tail", "/dev/zero"))
     async with world.driver.process("box", hog) as process:
         assert await process.wait() == 137
     world.kill_init("box")
@@ -78,12 +78,12 @@ async def test_a_fork_bomb_stays_in_its_sandbox_which_can_still_be_stopped(boxes
     limited = OciDriver(world.driver.data_dir).max_processes
     async with (
         echoing(boxes, "neighbour") as outside,
-        world.driver.process("bomb", Command(argv=("sh", "-c", FORK_BOMB))) as bomb,
+        world.driver.process("bomb", ExecSpec(argv=("sh", "-c", FORK_BOMB))) as bomb,
     ):
         await _says_that_it_can_not_fork(bomb)
         assert (await world.driver.statistics("bomb")).processes <= limited
         assert await echoes(outside, b"still here")
-        async with world.driver.process("neighbour", Command(argv=("sh", "-c", "true; true"))) as forking:
+        async with world.driver.process("neighbour", ExecSpec(argv=("sh", "-c", "true; true"))) as forking:
             assert await forking.wait() == 0
         await world.driver.stop("bomb")
         assert await bomb.wait() == 137
@@ -119,7 +119,7 @@ async def test_what_is_used_is_known(boxes: Boxes, world: World) -> None:
     assert before.processes == 1
     await box.sh("i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done")
     async with world.driver.process(
-        "box", Command(argv=("sh", "-c", "head -c 20m /dev/zero >/dev/shm/f; echo; cat"))
+        "box", ExecSpec(argv=("sh", "-c", "head -c 20m /dev/zero >/dev/shm/f; echo; cat"))
     ) as it:
         await it.stdout.receive()
         after = await world.driver.statistics("box")

@@ -10,7 +10,7 @@ import pytest
 
 from arcbox_guest.errors import GuestError, InvalidArgumentError
 from arcbox_guest.sandboxes.busybox import build
-from arcbox_guest.sandboxes.model import BindMount, Limits, Spec
+from arcbox_guest.sandboxes.model import BindMount, ResourceLimits, Spec
 from tests.guest.sandboxes.oci.conftest import Box
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ async def test_odd_names_are_only_names(boxes: Boxes, tmp_path: Path, name: str)
 
 async def test_the_directory_of_all_sandboxes_may_have_an_odd_name(world: World, tmp_path: Path) -> None:
     world.driver.data_dir = tmp_path / "a:b,c\\d e"
-    await world.driver.create(Spec(id="box", rootfs=world.rootfs, limits=Limits(vcpus=1, memory_mib=64)))
+    await world.driver.create(Spec(id="box", rootfs=world.rootfs, limits=ResourceLimits(vcpus=1, memory_mib=64)))
     assert (await Box(world.driver, "box").run("echo", "here")).text == "here\n"
     await world.driver.destroy("box")
     assert world.leftovers() == []

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from arcbox_guest.sandboxes import life, manager, states
 from arcbox_guest.sandboxes.busybox import build
 from arcbox_guest.sandboxes.manager import Defaults, SandboxManager
-from arcbox_guest.sandboxes.model import Command, Limits, Sandbox, Spec, State, TerminalSize
+from arcbox_guest.sandboxes.model import ExecSpec, ResourceLimits, Sandbox, Spec, State, TerminalSize
 from arcbox_guest.sandboxes.oci.driver import OciDriver
 from arcbox_guest.sandboxes.records import Records
 from tests.guest.sandboxes import stories
@@ -73,7 +73,7 @@ class OciStory(Story):
             # Not by its number, which may be another's by now.
             self.world.driver._live[sandbox_id].watch.signal(signal.SIGKILL)
 
-    async def run_process(self, client: Client, command: Command, needs: frozenset[State]) -> None:
+    async def run_process(self, client: Client, command: ExecSpec, needs: frozenset[State]) -> None:
         number = self.clients.index(client)
         self.commands[number] = command.argv
         await super().run_process(client, evolve(command, env={NAME: str(number)}), needs)
@@ -130,7 +130,7 @@ LEAVING: Final = (
 """Commands whose end is not that of all that they began."""
 
 COMMANDS = st.builds(
-    Command,
+    ExecSpec,
     argv=st.sampled_from(
         [
             *stories.ARGVS,
@@ -155,7 +155,7 @@ def specs(image: Path) -> st.SearchStrategy[Spec]:
         cmd=st.sampled_from([(), (), ("cat",), ("sleep", "999"), ("nowhere",)]),
         ttl=st.sampled_from([0.0, 0.0, 0.0, 0.01, 0.3]),
         env=st.just({NAME: INITIAL}),
-        limits=st.just(Limits(vcpus=1, memory_mib=64)),
+        limits=st.just(ResourceLimits(vcpus=1, memory_mib=64)),
     )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from arcbox_guest.sandboxes.model import Command
+from arcbox_guest.sandboxes.model import ExecSpec
 from arcbox_guest.sandboxes.oci.sealed import SealedProgram
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def test_where_memory_can_not_be_executed_the_program_is_executed_from_the_disk(
 async def test_the_runtime_executes_it_without_copying_itself_again(boxes: Boxes, world: World) -> None:
     box = await boxes()
     program = os.stat(world.driver._equip().runtime._program)
-    async with world.driver.process(box.id, Command(argv=("cat",))) as process:
+    async with world.driver.process(box.id, ExecSpec(argv=("cat",))) as process:
         await process.send_stdin(b"it runs\n")
         assert bytes(await process.stdout.receive()) == b"it runs\n"
         executed = [os.stat(f"/proc/{child.pid}/exe") for child in psutil.Process().children()]
