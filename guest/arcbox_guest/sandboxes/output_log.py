@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import secrets
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -90,9 +91,9 @@ def _newest(data: bytes, limit: int) -> bytes:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(temporary, "wb", opener=_open_private) as file:
+        with open(temporary, "xb", opener=_open_private) as file:
             file.write(data)
         temporary.rename(path)
     except OSError:
@@ -102,4 +103,4 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 def _open_private(path: str, flags: int) -> int:
-    return os.open(path, flags, mode=0o600)
+    return os.open(path, flags | os.O_NONBLOCK, mode=0o600)  # a FIFO that nobody reads is an error, not a wait

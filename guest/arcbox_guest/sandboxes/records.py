@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
+import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
@@ -40,6 +42,8 @@ class Records:
     """Called with a blocking function and its arguments; in a thread by default."""
 
     _limiter: trio.CapacityLimiter = field(init=False, factory=lambda: trio.CapacityLimiter(_THREADS))
+    _versions: dict[str, int] = field(init=False, factory=dict)
+    """How often each record was written or deleted, by sandbox id."""
 
     async def load(self) -> list[Sandbox]:
         """All records, the oldest sandbox first. Those that can't be read are logged, and left where they are.
@@ -52,9 +56,14 @@ class Records:
         return sorted(sandboxes, key=lambda sandbox: sandbox.created_at)
 
     async def save(self, sandbox: Sandbox) -> None:
-        """Write a record, or replace it. Failure is logged: a sandbox goes on without it."""
+        """Write a record, or replace it. Failure is logged: a sandbox goes on without it.
+
+        When it is cancelled, a thread that hangs in the file system is left alone. It may go on later, and does then
+        not replace what was written after it.
+        """
+        version = self._next_version(sandbox.id)
         try:
-            await self._in_thread(write, self._path(sandbox.id), sandbox)
+            await self._in_thread(write, self._path(sandbox.id), sandbox, lambda: self._versions[sandbox.id] == version)
         except OSError as error:
             log.warning("record not saved", extra={"sandbox": sandbox.id, "reason": str(error)})
 
@@ -64,11 +73,16 @@ class Records:
 
     async def delete(self, sandbox_id: str) -> None:
         """Remove a record with its log, if there are such. Failure is logged."""
+        self._next_version(sandbox_id)
         try:
             await self._in_thread(self._log_path(sandbox_id).unlink, True)  # missing_ok
             await self._in_thread(self._path(sandbox_id).unlink, True)
         except OSError as error:
             log.warning("record not deleted", extra={"sandbox": sandbox_id, "reason": str(error)})
+
+    def _next_version(self, sandbox_id: str) -> int:
+        version = self._versions[sandbox_id] = self._versions.get(sandbox_id, 0) + 1
+        return version
 
     def _path(self, sandbox_id: str) -> Path:
         return self._directory / f"{sandbox_id}.json"
@@ -80,7 +94,7 @@ class Records:
         if self._run_sync is not None:
             await self._run_sync(function, *args)
         else:
-            await trio.to_thread.run_sync(function, *args, limiter=self._limiter)
+            await trio.to_thread.run_sync(function, *args, limiter=self._limiter, abandon_on_cancel=True)
 
     def _load(self, sandboxes: list[Sandbox]) -> None:
         for path in self._directory.iterdir() if self._directory.exists() else ():
@@ -106,31 +120,44 @@ def read(path: Path) -> Sandbox:
         OSError: it can't be read.
         ValueError: it is no record, or one of another sandbox.
     """
-    sandbox = decode(path.read_bytes())
+    with open(path, "rb", opener=_open_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("it is no regular file")
+        sandbox = decode(file.read())
     if sandbox.id != path.stem:
         raise ValueError(f"it is the record of {sandbox.id!r}")
     return sandbox
 
 
-def write(path: Path, sandbox: Sandbox) -> None:
+def write(path: Path, sandbox: Sandbox, is_current: Callable[[], bool] = lambda: True) -> None:
     """Replace a record, so that at no time there is half of one. Its directory is made if it is not there.
+
+    Args:
+        path: the record's file.
+        sandbox: what to write.
+        is_current: asked last; False leaves the record as it is.
 
     Raises:
         OSError: it can't be written. What was there before still is.
     """
     data = encode(sandbox)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    # A new name: whatever lies there under an old one, a FIFO say, could make open(2) wait.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.rename(path)
-    except OSError:
+        if is_current():
+            temporary.rename(path)
+    finally:
         with suppress(OSError):
-            temporary.unlink()
-        raise
+            temporary.unlink(missing_ok=True)
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def encode(sandbox: Sandbox) -> bytes:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import errno
 import json
 import os
-from typing import TYPE_CHECKING
+import threading
+from pathlib import Path
 
 import pytest
+import trio
 from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
 from arcbox_guest.sandboxes.model import BindMount, ResourceLimits, Sandbox, Spec, State
 from arcbox_guest.sandboxes.records import Records, decode, encode
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 TEXT = st.text(max_size=10)
 SPECS = st.builds(
@@ -169,3 +168,46 @@ async def test_a_log_outlives_its_agent_and_not_its_record(tmp_path: Path) -> No
         await former.output(sandbox_id).write(b"said")
     assert await Records(tmp_path).load() == [WEB]
     assert names(tmp_path) == {"web.json", "web.log"}
+
+
+async def test_a_fifo_in_the_place_of_any_file_holds_up_nobody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in (".web.json.tmp", "web.json", "web.log", "db.json"):
+        os.mkfifo(tmp_path / name)
+    records = Records(tmp_path)
+    with trio.fail_after(20):
+        await records.save(WEB)
+        await records.output("web").write(b"said")
+        assert await Records(tmp_path).load() == [WEB]
+    assert [record.message for record in caplog.records] == ["output not kept", "record can't be read"]
+
+
+async def test_a_record_whose_storage_hangs_can_be_given_up_and_never_replaces_a_newer_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage_works, first_hangs, first_is_over = threading.Event(), threading.Event(), threading.Event()
+    unlink = Path.unlink
+
+    def hang(_descriptor: int) -> None:
+        if not first_hangs.is_set():
+            first_hangs.set()
+            storage_works.wait(20)
+
+    def tell_of_the_end(path: Path, *, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok=missing_ok)
+        if storage_works.is_set():
+            first_is_over.set()
+
+    monkeypatch.setattr(os, "fsync", hang)
+    monkeypatch.setattr(Path, "unlink", tell_of_the_end)
+    records = Records(tmp_path)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(records.save, WEB)
+        assert await trio.to_thread.run_sync(first_hangs.wait, 20)
+        nursery.cancel_scope.cancel()
+    await records.save(evolve(WEB, state=State.STOPPED))
+    storage_works.set()
+    assert await trio.to_thread.run_sync(first_is_over.wait, 20)
+    assert [sandbox.state for sandbox in await records.load()] == [State.STOPPED]
+    assert files(tmp_path) == ["web.json"]
