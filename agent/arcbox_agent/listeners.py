@@ -16,7 +16,7 @@ import trio
 from attrs import define, field, frozen
 
 from arcbox_agent.addresses import Address, UnixAddress, VsockAddress
-from arcbox_agent.backoff import Backoff
+from arcbox_guest.backoff import Backoff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from arcbox_agent.backoff import Backoff
+from arcbox_guest.backoff import Backoff
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -43,6 +43,19 @@ class PidFd:
             if not self.ended():
                 await trio.lowlevel.wait_readable(self._fd)
 
+    def reap(self) -> int | None:
+        """Take the exit status of a process that has ended: its exit code, or -n when signal n killed it.
+
+        None when it is no child of this process: its status is its parent's to know.
+        """
+        try:
+            result = os.waitid(os.P_PIDFD, self._fd, os.WEXITED)
+        except ChildProcessError:
+            return None
+        if result is None:
+            return None
+        return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
+
     def signal(self, number: int) -> None:
         """Send it a signal, unless it is gone."""
         if self._fd >= 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from arcbox_agent.backoff import Backoff
+from arcbox_guest.backoff import Backoff
 
 
 def test_each_delay_is_twice_the_one_before_up_to_the_longest() -> None:
