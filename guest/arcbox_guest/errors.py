@@ -23,6 +23,22 @@ class ConflictError(GuestError):
     """It exists already, or is in the wrong state for this."""
 
 
+class PreconditionError(GuestError):
+    """It is in the wrong state for this, in the words of later hosts' requests; `ConflictError` in all others."""
+
+
+class TooLargeError(GuestError):
+    """More bytes than this guest takes for such a thing."""
+
+
+class OutOfRangeError(GuestError):
+    """An offset beyond what there is."""
+
+
+class PausedError(GuestError):
+    """The sandbox is paused: nothing runs in it until it is resumed."""
+
+
 class NotSupportedError(GuestError):
     """This guest can't do that, and trying again won't help."""
 

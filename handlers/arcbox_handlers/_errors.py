@@ -8,7 +8,11 @@ from arcbox_guest.errors import (
     InvalidArgumentError,
     NotFoundError,
     NotSupportedError,
+    OutOfRangeError,
+    PausedError,
+    PreconditionError,
     TimedOutError,
+    TooLargeError,
     UnavailableError,
 )
 from arcbox_protocol import ErrorReply
@@ -18,6 +22,10 @@ _CODES: dict[type[Exception], ErrorCode] = {
     InvalidArgumentError: ErrorCode.BAD_REQUEST,
     NotFoundError: ErrorCode.NOT_FOUND,
     ConflictError: ErrorCode.CONFLICT,
+    PreconditionError: ErrorCode.PRECONDITION_FAILED,
+    TooLargeError: ErrorCode.TOO_LARGE,
+    OutOfRangeError: ErrorCode.RANGE_NOT_SATISFIABLE,
+    PausedError: ErrorCode.LOCKED,
     NotSupportedError: ErrorCode.NOT_SUPPORTED,
     UnavailableError: ErrorCode.UNAVAILABLE,
     TimedOutError: ErrorCode.TIMED_OUT,

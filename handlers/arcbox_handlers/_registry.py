@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
-from arcbox_protocol import EXCHANGES, MessageType, describe_type
+from arcbox_protocol import EXCHANGES, LATER_REQUESTS, MessageType, describe_type
 from arcbox_protocol.errors import ErrorCode, InvalidPayloadError, RemoteProtocolError
 
 from ._command import QuickCommand, StreamCommand, UnaryCommand
@@ -92,8 +92,9 @@ class Registry:
     def why_unroutable(self, message_type: int) -> Exception:
         """The error that answers a frame whose type is in no route."""
         exchange = EXCHANGES.get(message_type)
-        if exchange is not None:
-            return CommandError(ErrorCode.NOT_SUPPORTED, f"{exchange.request.name} is not supported by this agent")
+        name = LATER_REQUESTS.get(message_type) if exchange is None else exchange.request.name
+        if name is not None:
+            return CommandError(ErrorCode.NOT_SUPPORTED, f"{name} is not supported by this agent")
         known = message_type in MessageType.__members__.values()
         what = "is not a request" if known else "is unknown"
         return RemoteProtocolError(f"message type {describe_type(message_type)} {what}")

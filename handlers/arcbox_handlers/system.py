@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from attrs import asdict, frozen
 
 from arcbox_handlers._command import QuickCommand
-from arcbox_protocol import MessageType, arcbox_v1
+from arcbox_protocol import PROTOCOL_VERSION, MessageType, arcbox_v1
 
 if TYPE_CHECKING:
     from arcbox_handlers._command import Context
@@ -23,7 +23,11 @@ class Ping(QuickCommand[arcbox_v1.AgentPingRequest]):
         request = self.request
         context.guest.clock.follow(request.timestamp_secs)
         message = request.message
-        return arcbox_v1.AgentPingResponse(message=f"pong: {message}" if message else "pong", version=context.version)
+        return arcbox_v1.AgentPingResponse(
+            message=f"pong: {message}" if message else "pong",
+            version=context.version,
+            protocol_version=PROTOCOL_VERSION,
+        )
 
 
 @frozen

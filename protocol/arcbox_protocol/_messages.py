@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import frozen
 
+from arcbox_protocol.proto import arcbox_sandbox_v1_pb2 as arcbox_sandbox_v1
 from arcbox_protocol.proto import arcbox_v1_pb2 as arcbox_v1
 from arcbox_protocol.proto import sandbox_v1_pb2 as sandbox_v1
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from google.protobuf.message import Message
+
+PROTOCOL_VERSION: Final = 1
+"""What Ping reports: hosts from 0.4.17 on want at least 1."""
 
 
 class MessageType(IntEnum):
@@ -33,20 +37,50 @@ class MessageType(IntEnum):
     ShutdownRequest = 0x000A
     MmapReadFileRequest = 0x000B
     DiskTrimRequest = 0x000C
+    WatchReadinessRequest = 0x000D
+    KillAgentRequest = 0x000E
+    WatchMemoryPressureRequest = 0x000F
+    WatchStatsRequest = 0x0010
     SandboxCreateRequest = 0x0020
     SandboxStopRequest = 0x0021
     SandboxRemoveRequest = 0x0022
     SandboxInspectRequest = 0x0023
     SandboxListRequest = 0x0024
+    SandboxPortForwardRequest = 0x0025
+    SandboxPortForwardRemoveRequest = 0x0026
     SandboxRunRequest = 0x0030
     SandboxExecRequest = 0x0031
     SandboxEventsRequest = 0x0032
     SandboxExecInput = 0x0033
     SandboxExecResize = 0x0034
+    SandboxFileReadRequest = 0x0035
+    SandboxFileWriteRequest = 0x0036
+    SandboxFileChunk = 0x0037
+    StatFileRequest = 0x0038
+    ListDirRequest = 0x0039
+    MakeDirRequest = 0x003A
+    RemoveEntryRequest = 0x003B
+    MoveEntryRequest = 0x003C
+    WatchDirRequest = 0x003D
     SandboxCheckpointRequest = 0x0040
     SandboxRestoreRequest = 0x0041
     SandboxListSnapshotsRequest = 0x0042
     SandboxDeleteSnapshotRequest = 0x0043
+    PauseSandboxRequest = 0x0044
+    ResumeSandboxRequest = 0x0045
+    SetLifecycleRequest = 0x0046
+    MachineExecRequest = 0x0050
+    MachineExecInput = 0x0051
+    MachineExecResize = 0x0052
+    StartExecutionRequest = 0x0060
+    AttachExecutionRequest = 0x0061
+    WriteStdinRequest = 0x0062
+    GetStdinStatusRequest = 0x0063
+    SignalExecutionRequest = 0x0064
+    ResizeExecutionTtyRequest = 0x0065
+    WaitExecutionRequest = 0x0066
+    ListExecutionsRequest = 0x0067
+    WaitForPortRequest = 0x0068
     PingResponse = 0x1001
     GetSystemInfoResponse = 0x1002
     EnsureRuntimeResponse = 0x1003
@@ -59,20 +93,47 @@ class MessageType(IntEnum):
     ShutdownResponse = 0x100A
     MmapReadFileResponse = 0x100B
     DiskTrimResponse = 0x100C
+    ReadinessEvent = 0x100D
+    KillAgentResponse = 0x100E
+    MemoryPressureEvent = 0x100F
+    MachineStats = 0x1010
     SandboxCreateResponse = 0x1020
     SandboxStopResponse = 0x1021
     SandboxRemoveResponse = 0x1022
     SandboxInspectResponse = 0x1023
     SandboxListResponse = 0x1024
+    SandboxPortForwardResponse = 0x1025
+    SandboxPortForwardRemoveResponse = 0x1026
     PortBindingsChanged = 0x1030
     PortBindingsRemoved = 0x1031
     SandboxRunOutput = 0x1035
     SandboxExecOutput = 0x1036
     SandboxEvent = 0x1037
+    SandboxFileData = 0x1038
+    SandboxFileWriteResponse = 0x1039
+    StatFileResponse = 0x103A
+    ListDirResponse = 0x103B
+    MakeDirResponse = 0x103C
+    RemoveEntryResponse = 0x103D
+    MoveEntryResponse = 0x103E
+    WatchDirEvent = 0x103F
     SandboxCheckpointResponse = 0x1040
     SandboxRestoreResponse = 0x1041
     SandboxListSnapshotsResponse = 0x1042
     SandboxDeleteSnapshotResponse = 0x1043
+    PauseSandboxResponse = 0x1044
+    ResumeSandboxResponse = 0x1045
+    SetLifecycleResponse = 0x1046
+    WatchDirEnd = 0x1047
+    MachineExecOutput = 0x1050
+    StartExecutionResponse = 0x1060
+    ExecutionEvent = 0x1061
+    StdinStatus = 0x1062
+    SignalExecutionResponse = 0x1064
+    ResizeExecutionTtyResponse = 0x1065
+    WaitExecutionResponse = 0x1066
+    ListExecutionsResponse = 0x1067
+    WaitForPortResponse = 0x1068
     Error = 0xFFFF
 
 
@@ -92,6 +153,9 @@ class Exchange:
 
     streams: bool = False
     """Whether there may be any number of replies, the stream's own last one included."""
+
+    end: MessageType | None = None
+    """The type of the empty frame that ends the stream where its replies don't say themselves which is the last."""
 
 
 _T = MessageType
@@ -122,6 +186,15 @@ _MESSAGES: Mapping[int, type[Message]] = {
     _T.MmapReadFileResponse: arcbox_v1.MmapReadFileResponse,
     _T.DiskTrimRequest: arcbox_v1.DiskTrimRequest,
     _T.DiskTrimResponse: arcbox_v1.DiskTrimResponse,
+    _T.WatchReadinessRequest: arcbox_v1.WatchReadinessRequest,
+    _T.ReadinessEvent: arcbox_v1.ReadinessEvent,
+    _T.WatchMemoryPressureRequest: arcbox_v1.WatchMemoryPressureRequest,
+    _T.MemoryPressureEvent: arcbox_v1.MemoryPressureEvent,
+    _T.WatchStatsRequest: arcbox_v1.WatchStatsRequest,
+    _T.MachineStats: arcbox_v1.MachineStats,
+    _T.MachineExecRequest: arcbox_v1.MachineExecRequest,
+    _T.MachineExecResize: arcbox_v1.TerminalSize,
+    _T.MachineExecOutput: arcbox_v1.MachineExecOutput,
     _T.SandboxCreateRequest: sandbox_v1.CreateSandboxRequest,
     _T.SandboxCreateResponse: sandbox_v1.CreateSandboxResponse,
     _T.SandboxStopRequest: sandbox_v1.StopSandboxRequest,
@@ -130,6 +203,9 @@ _MESSAGES: Mapping[int, type[Message]] = {
     _T.SandboxInspectResponse: sandbox_v1.SandboxInfo,
     _T.SandboxListRequest: sandbox_v1.ListSandboxesRequest,
     _T.SandboxListResponse: sandbox_v1.ListSandboxesResponse,
+    _T.SandboxPortForwardRequest: sandbox_v1.SandboxPortForwardRequest,
+    _T.SandboxPortForwardResponse: sandbox_v1.SandboxPortForwardResponse,
+    _T.SandboxPortForwardRemoveRequest: sandbox_v1.SandboxPortForwardRemoveRequest,
     _T.SandboxRunRequest: sandbox_v1.RunRequest,
     _T.SandboxRunOutput: sandbox_v1.RunOutput,
     _T.SandboxExecRequest: sandbox_v1.ExecRequest,
@@ -137,6 +213,10 @@ _MESSAGES: Mapping[int, type[Message]] = {
     _T.SandboxEventsRequest: sandbox_v1.SandboxEventsRequest,
     _T.SandboxEvent: sandbox_v1.SandboxEvent,
     _T.SandboxExecResize: sandbox_v1.TerminalSize,
+    _T.SandboxFileReadRequest: sandbox_v1.ReadFileRequest,
+    _T.SandboxFileData: sandbox_v1.FileChunk,
+    _T.SandboxFileWriteRequest: sandbox_v1.WriteFileOpen,
+    _T.SandboxFileChunk: sandbox_v1.FileChunk,
     _T.SandboxCheckpointRequest: sandbox_v1.CheckpointRequest,
     _T.SandboxCheckpointResponse: sandbox_v1.CheckpointResponse,
     _T.SandboxRestoreRequest: sandbox_v1.RestoreRequest,
@@ -144,6 +224,33 @@ _MESSAGES: Mapping[int, type[Message]] = {
     _T.SandboxListSnapshotsRequest: sandbox_v1.ListSnapshotsRequest,
     _T.SandboxListSnapshotsResponse: sandbox_v1.ListSnapshotsResponse,
     _T.SandboxDeleteSnapshotRequest: sandbox_v1.DeleteSnapshotRequest,
+    _T.StatFileRequest: arcbox_sandbox_v1.StatFileRequest,
+    _T.StatFileResponse: arcbox_sandbox_v1.FileStat,
+    _T.ListDirRequest: arcbox_sandbox_v1.ListDirRequest,
+    _T.ListDirResponse: arcbox_sandbox_v1.ListDirResponse,
+    _T.MakeDirRequest: arcbox_sandbox_v1.MakeDirRequest,
+    _T.RemoveEntryRequest: arcbox_sandbox_v1.RemoveEntryRequest,
+    _T.MoveEntryRequest: arcbox_sandbox_v1.MoveEntryRequest,
+    _T.WatchDirRequest: arcbox_sandbox_v1.WatchDirRequest,
+    _T.WatchDirEvent: arcbox_sandbox_v1.WatchDirResponse,
+    _T.PauseSandboxRequest: arcbox_sandbox_v1.PauseSandboxRequest,
+    _T.ResumeSandboxRequest: arcbox_sandbox_v1.SandboxResumeCommand,
+    _T.ResumeSandboxResponse: arcbox_sandbox_v1.SandboxResumeResponse,
+    _T.SetLifecycleRequest: arcbox_sandbox_v1.SetLifecycleRequest,
+    _T.StartExecutionRequest: arcbox_sandbox_v1.StartExecutionRequest,
+    _T.StartExecutionResponse: arcbox_sandbox_v1.Execution,
+    _T.AttachExecutionRequest: arcbox_sandbox_v1.AttachExecutionRequest,
+    _T.ExecutionEvent: arcbox_sandbox_v1.ExecutionEvent,
+    _T.WriteStdinRequest: arcbox_sandbox_v1.WriteStdinRequest,
+    _T.StdinStatus: arcbox_sandbox_v1.StdinStatus,
+    _T.GetStdinStatusRequest: arcbox_sandbox_v1.GetStdinStatusRequest,
+    _T.SignalExecutionRequest: arcbox_sandbox_v1.SignalExecutionRequest,
+    _T.ResizeExecutionTtyRequest: arcbox_sandbox_v1.ResizeExecutionTtyRequest,
+    _T.WaitExecutionRequest: arcbox_sandbox_v1.WaitExecutionRequest,
+    _T.WaitExecutionResponse: arcbox_sandbox_v1.Execution,
+    _T.ListExecutionsRequest: arcbox_sandbox_v1.ListExecutionsRequest,
+    _T.ListExecutionsResponse: arcbox_sandbox_v1.ListExecutionsResponse,
+    _T.WaitForPortRequest: arcbox_sandbox_v1.WaitForPortRequest,
     _T.PortBindingsChanged: arcbox_v1.PortBindingsChanged,
     _T.PortBindingsRemoved: arcbox_v1.PortBindingsRemoved,
 }
@@ -161,23 +268,68 @@ _REPLIES: Mapping[MessageType, MessageType | None] = {
     _T.ShutdownRequest: _T.ShutdownResponse,
     _T.MmapReadFileRequest: _T.MmapReadFileResponse,
     _T.DiskTrimRequest: _T.DiskTrimResponse,
+    _T.WatchReadinessRequest: _T.ReadinessEvent,
+    _T.KillAgentRequest: _T.KillAgentResponse,
+    _T.WatchMemoryPressureRequest: _T.MemoryPressureEvent,
+    _T.WatchStatsRequest: _T.MachineStats,
     _T.SandboxCreateRequest: _T.SandboxCreateResponse,
     _T.SandboxStopRequest: _T.SandboxStopResponse,
     _T.SandboxRemoveRequest: _T.SandboxRemoveResponse,
     _T.SandboxInspectRequest: _T.SandboxInspectResponse,
     _T.SandboxListRequest: _T.SandboxListResponse,
+    _T.SandboxPortForwardRequest: _T.SandboxPortForwardResponse,
+    _T.SandboxPortForwardRemoveRequest: _T.SandboxPortForwardRemoveResponse,
     _T.SandboxRunRequest: _T.SandboxRunOutput,
     _T.SandboxExecRequest: _T.SandboxExecOutput,
     _T.SandboxEventsRequest: _T.SandboxEvent,
     _T.SandboxExecInput: None,
     _T.SandboxExecResize: None,
+    _T.SandboxFileReadRequest: _T.SandboxFileData,
+    _T.SandboxFileWriteRequest: _T.SandboxFileWriteResponse,
+    _T.SandboxFileChunk: None,
+    _T.StatFileRequest: _T.StatFileResponse,
+    _T.ListDirRequest: _T.ListDirResponse,
+    _T.MakeDirRequest: _T.MakeDirResponse,
+    _T.RemoveEntryRequest: _T.RemoveEntryResponse,
+    _T.MoveEntryRequest: _T.MoveEntryResponse,
+    _T.WatchDirRequest: _T.WatchDirEvent,
     _T.SandboxCheckpointRequest: _T.SandboxCheckpointResponse,
     _T.SandboxRestoreRequest: _T.SandboxRestoreResponse,
     _T.SandboxListSnapshotsRequest: _T.SandboxListSnapshotsResponse,
     _T.SandboxDeleteSnapshotRequest: _T.SandboxDeleteSnapshotResponse,
+    _T.PauseSandboxRequest: _T.PauseSandboxResponse,
+    _T.ResumeSandboxRequest: _T.ResumeSandboxResponse,
+    _T.SetLifecycleRequest: _T.SetLifecycleResponse,
+    _T.MachineExecRequest: _T.MachineExecOutput,
+    _T.MachineExecInput: None,
+    _T.MachineExecResize: None,
+    _T.StartExecutionRequest: _T.StartExecutionResponse,
+    _T.AttachExecutionRequest: _T.ExecutionEvent,
+    _T.WriteStdinRequest: _T.StdinStatus,
+    _T.GetStdinStatusRequest: _T.StdinStatus,
+    _T.SignalExecutionRequest: _T.SignalExecutionResponse,
+    _T.ResizeExecutionTtyRequest: _T.ResizeExecutionTtyResponse,
+    _T.WaitExecutionRequest: _T.WaitExecutionResponse,
+    _T.ListExecutionsRequest: _T.ListExecutionsResponse,
+    _T.WaitForPortRequest: _T.WaitForPortResponse,
 }
 
-_STREAMS = frozenset({_T.SandboxRunRequest, _T.SandboxExecRequest, _T.SandboxEventsRequest})
+_STREAMS = frozenset(
+    {
+        _T.WatchReadinessRequest,
+        _T.WatchMemoryPressureRequest,
+        _T.WatchStatsRequest,
+        _T.SandboxRunRequest,
+        _T.SandboxExecRequest,
+        _T.SandboxEventsRequest,
+        _T.SandboxFileReadRequest,
+        _T.WatchDirRequest,
+        _T.MachineExecRequest,
+        _T.AttachExecutionRequest,
+    }
+)
+
+_ENDS = {_T.WatchDirRequest: _T.WatchDirEnd}
 
 EXCHANGES: Final[Mapping[int, Exchange]] = MappingProxyType(
     {
@@ -187,6 +339,7 @@ EXCHANGES: Final[Mapping[int, Exchange]] = MappingProxyType(
             reply,
             None if reply is None else _MESSAGES.get(reply),
             streams=request in _STREAMS,
+            end=_ENDS.get(request),
         )
         for request, reply in _REPLIES.items()
     }
@@ -198,10 +351,31 @@ NOTIFICATIONS: Final[Mapping[int, type[Message]]] = MappingProxyType(
 )
 """What the agent says without having been asked, by its type."""
 
+LATER_REQUESTS: Final[Mapping[int, str]] = MappingProxyType(
+    {
+        0x0011: "ContainerFsPathsRequest",
+        0x0012: "ImageFsPathsRequest",
+        0x0013: "EnsureNfsExportRequest",
+        0x0027: "SandboxCleanupPrepareRequest",
+        0x0028: "SandboxCleanupFinalizeRequest",
+        0x0029: "WatchSandboxCleanupRequest",
+        0x0070: "SandboxTemplateBuildRequest",
+        0x0071: "SandboxTemplatePublishRequest",
+        0x0072: "SandboxTemplateGetRequest",
+        0x0073: "SandboxTemplateListRequest",
+        0x0074: "SandboxTemplateDeleteRequest",
+        0x0080: "MachineExecSignal",
+        0x0081: "MachineExecOutputWindow",
+        0x0090: "KubernetesLoadBalancersRequest",
+    }
+)
+"""Requests of hosts from 0.5 on that this agent has no messages for, by their type: they are refused by name."""
+
 
 def describe_type(message_type: int) -> str:
     """A message type as people read it: its number, and its name where it has one."""
     try:
-        return f"0x{message_type:04X} ({MessageType(message_type).name})"
+        name = MessageType(message_type).name
     except ValueError:
-        return f"0x{message_type:04X}"
+        name = LATER_REQUESTS.get(message_type, "")
+    return f"0x{message_type:04X} ({name})" if name else f"0x{message_type:04X}"

@@ -26,6 +26,7 @@ SCALARS: dict[int, st.SearchStrategy[Any]] = {
     F.TYPE_STRING: NAMES,
     F.TYPE_BOOL: st.booleans(),
     F.TYPE_BYTES: st.binary(),
+    F.TYPE_INT32: st.integers(-(2**31), 2**31 - 1),
     F.TYPE_UINT32: st.integers(0, 3) | st.integers(0, 2**32 - 1),
     F.TYPE_UINT64: st.integers(0, 3) | st.integers(0, 2**64 - 1),
     F.TYPE_INT64: st.integers(-(2**63), 2**63 - 1),
@@ -40,7 +41,9 @@ def messages(kind: type[Message]) -> st.SearchStrategy[Message]:
 
 def values(field: FieldDescriptor) -> st.SearchStrategy[Any]:
     """What a field may have in it."""
-    if field.message_type is None:
+    if field.enum_type is not None:
+        one: st.SearchStrategy[Any] = st.integers(0, 2**31 - 1)  # proto3 keeps values that have no name
+    elif field.message_type is None:
         one = SCALARS[field.type]
     elif field.message_type.GetOptions().map_entry:
         return st.dictionaries(NAMES, NAMES, max_size=2)

@@ -22,7 +22,7 @@ def ping(clock: FakeClock | None = None, *, follow: bool = True, **fields: str |
 
 
 def test_a_ping_is_answered_with_pong_and_the_agents_version() -> None:
-    assert ping() == arcbox_v1.AgentPingResponse(message="pong", version="1.2.3")
+    assert ping() == arcbox_v1.AgentPingResponse(message="pong", version="1.2.3", protocol_version=1)
 
 
 @pytest.mark.parametrize("message", ["hello", " ", "größe: 1", "pong"])

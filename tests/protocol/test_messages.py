@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
 
-from arcbox_protocol import EXCHANGES, NOTIFICATIONS, Exchange, MessageType, arcbox_v1, describe_type, sandbox_v1
+from arcbox_protocol import (
+    EXCHANGES,
+    LATER_REQUESTS,
+    NOTIFICATIONS,
+    Exchange,
+    MessageType,
+    arcbox_sandbox_v1,
+    arcbox_v1,
+    describe_type,
+    sandbox_v1,
+)
 
 HERE = Path(__file__).parent
 
@@ -18,6 +28,7 @@ TYPE_NAMES = {
     FieldDescriptor.TYPE_BOOL: "bool",
     FieldDescriptor.TYPE_BYTES: "bytes",
     FieldDescriptor.TYPE_DOUBLE: "double",
+    FieldDescriptor.TYPE_ENUM: "enum",
     FieldDescriptor.TYPE_INT32: "int32",
     FieldDescriptor.TYPE_INT64: "int64",
     FieldDescriptor.TYPE_STRING: "string",
@@ -30,26 +41,30 @@ def lines_of(name: str) -> list[str]:
     return [line for line in (HERE / name).read_text().splitlines() if line and not line.startswith("#")]
 
 
-def messages_of_the_page() -> dict[str, str]:
-    """Full message name to its fields as the page writes them."""
-    messages = {}
+def definitions_of_the_page() -> tuple[dict[str, str], dict[str, str]]:
+    """Full names of messages and of enums to their fields and values, as the page writes them."""
+    messages: dict[str, str] = {}
+    enums: dict[str, str] = {}
     package = ""
     for line in lines_of("wire_messages.txt"):
         if line.startswith("package "):
             package = line.removeprefix("package ")
         else:
-            name, _, fields = line.partition(": ")
-            messages[f"{package}.{name}"] = fields
-    return messages
+            name, _, content = line.partition(": ")
+            kind = enums if name.startswith("enum ") else messages
+            kind[f"{package}.{name.removeprefix('enum ')}"] = content
+    return messages, enums
 
 
-MESSAGES_OF_THE_PAGE = messages_of_the_page()
+MESSAGES_OF_THE_PAGE, ENUMS_OF_THE_PAGE = definitions_of_the_page()
 ROWS_OF_THE_PAGE = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines_of("wire_exchanges.txt")]
-REQUEST_ROWS = [row for row in ROWS_OF_THE_PAGE if row[0] not in {"Empty", "(notification)"}]
-DESCRIPTORS = {
-    descriptor.full_name: descriptor
-    for file in (arcbox_v1.DESCRIPTOR, sandbox_v1.DESCRIPTOR)
-    for descriptor in file.message_types_by_name.values()
+REQUEST_ROWS = [row for row in ROWS_OF_THE_PAGE if row[0] != "Empty" and not row[0].startswith("(")]
+FILES = (arcbox_v1.DESCRIPTOR, sandbox_v1.DESCRIPTOR, arcbox_sandbox_v1.DESCRIPTOR)
+DESCRIPTORS = {descriptor.full_name: descriptor for file in FILES for descriptor in file.message_types_by_name.values()}
+ENUMS = {
+    enum.full_name: enum
+    for scope in (*(file.enum_types_by_name for file in FILES), *(d.enum_types_by_name for d in DESCRIPTORS.values()))
+    for enum in scope.values()
 }
 
 
@@ -73,17 +88,33 @@ def type_as_the_page_writes_it(field: FieldDescriptor) -> str:
 
 @pytest.mark.parametrize("name", MESSAGES_OF_THE_PAGE)
 def test_a_message_has_the_fields_of_the_page(name: str) -> None:
-    page = re.sub(r" \([^)]*\)|; 16 reserved$|^oneof payload: |^-$", "", MESSAGES_OF_THE_PAGE[name])
+    page = re.sub(r" \([^)]*\)|; 16 reserved$|^oneof \w+: |^-$", "", MESSAGES_OF_THE_PAGE[name])
     assert ", ".join(as_the_page_writes_it(field) for field in DESCRIPTORS[name].fields) == page
 
 
-def test_there_are_no_other_messages() -> None:
+def test_there_are_no_other_messages_and_enums() -> None:
     assert set(DESCRIPTORS) == set(MESSAGES_OF_THE_PAGE)
+    assert set(ENUMS) == set(ENUMS_OF_THE_PAGE)
 
 
-def test_exec_input_is_a_oneof_named_payload() -> None:
-    (oneof,) = sandbox_v1.ExecInput.DESCRIPTOR.oneofs
-    assert (oneof.name, len(oneof.fields)) == ("payload", 3)
+@pytest.mark.parametrize("name", ENUMS_OF_THE_PAGE)
+def test_an_enum_has_the_values_of_the_page(name: str) -> None:
+    assert ", ".join(f"{value.name} {value.number}" for value in ENUMS[name].values) == ENUMS_OF_THE_PAGE[name]
+
+
+def test_the_oneofs_are_those_of_the_page() -> None:
+    page = {
+        (name, fields.split(" ")[1].removesuffix(":"))
+        for name, fields in MESSAGES_OF_THE_PAGE.items()
+        if fields.startswith("oneof ")
+    }
+    ours = {
+        (name, oneof.name)
+        for name, descriptor in DESCRIPTORS.items()
+        for oneof in descriptor.oneofs
+        if not oneof.name.startswith("_")
+    }
+    assert ours == page
 
 
 def test_an_optional_field_tells_empty_from_absent() -> None:
@@ -95,7 +126,7 @@ def test_an_optional_field_tells_empty_from_absent() -> None:
 def test_the_message_types_are_those_of_the_page() -> None:
     page = {}
     for request, request_number, _, reply, reply_number, _ in ROWS_OF_THE_PAGE:
-        if request != "(notification)":
+        if request_number:
             page[request] = int(request_number, 16)
         if reply_number:
             page[reply.removesuffix(", many")] = int(reply_number, 16)
@@ -111,6 +142,8 @@ def test_an_exchange_is_that_of_the_page(row: list[str]) -> None:
     assert exchange.reply == (int(reply_number, 16) if reply_number else None)
     assert message_name(exchange, "reply") == (None if reply_payload in NO_MESSAGE else reply_payload)
     assert exchange.streams == reply.endswith(", many")
+    ends = [row[3] for row in ROWS_OF_THE_PAGE if row[0] == f"(end of {name})"]
+    assert [exchange.end.name] == ends if exchange.end else ends == []
 
 
 def message_name(exchange: Exchange, side: str) -> str | None:
@@ -119,8 +152,15 @@ def message_name(exchange: Exchange, side: str) -> str | None:
     if message is None:
         return None
     package, _, name = message.DESCRIPTOR.full_name.rpartition(".")
-    assert package == ("sandbox.v1" if exchange.request.name.startswith("Sandbox") else "arcbox.v1")
+    assert package == package_of(exchange.request)
     return name
+
+
+def package_of(request: MessageType) -> str:
+    if request.name.startswith("Sandbox"):
+        return "sandbox.v1"
+    later_sandboxes = 0x20 <= request < 0x50 or request >= 0x60
+    return "arcbox.sandbox.v1" if later_sandboxes else "arcbox.v1"
 
 
 def test_there_are_no_other_requests() -> None:
@@ -132,10 +172,15 @@ def test_the_notifications_are_those_of_the_page() -> None:
     assert {number: message.DESCRIPTOR.full_name for number, message in NOTIFICATIONS.items()} == page
 
 
+def test_no_number_means_two_requests() -> None:
+    assert not LATER_REQUESTS.keys() & set(MessageType)
+
+
 def test_a_known_type_is_described_by_number_and_name() -> None:
     assert describe_type(0x000B) == "0x000B (MmapReadFileRequest)"
+    assert describe_type(0x0090) == "0x0090 (KubernetesLoadBalancersRequest)"
 
 
-@pytest.mark.parametrize(("number", "text"), [(0x9999, "0x9999"), (0xFFFF_FFFF, "0xFFFFFFFF"), (0x35, "0x0035")])
+@pytest.mark.parametrize(("number", "text"), [(0x9999, "0x9999"), (0xFFFF_FFFF, "0xFFFFFFFF"), (0x1F, "0x001F")])
 def test_an_unknown_type_is_described_by_its_number(number: int, text: str) -> None:
     assert describe_type(number) == text

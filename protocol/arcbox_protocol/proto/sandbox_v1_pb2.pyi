@@ -1,10 +1,20 @@
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class PortProtocol(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PORT_PROTOCOL_UNSPECIFIED: _ClassVar[PortProtocol]
+    PORT_PROTOCOL_TCP: _ClassVar[PortProtocol]
+    PORT_PROTOCOL_UDP: _ClassVar[PortProtocol]
+PORT_PROTOCOL_UNSPECIFIED: PortProtocol
+PORT_PROTOCOL_TCP: PortProtocol
+PORT_PROTOCOL_UDP: PortProtocol
 
 class Empty(_message.Message):
     __slots__ = ()
@@ -423,3 +433,55 @@ class DeleteSnapshotRequest(_message.Message):
     SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
     snapshot_id: str
     def __init__(self, snapshot_id: _Optional[str] = ...) -> None: ...
+
+class SandboxPortForwardRequest(_message.Message):
+    __slots__ = ("id", "sandbox_port", "protocol")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    SANDBOX_PORT_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    sandbox_port: int
+    protocol: PortProtocol
+    def __init__(self, id: _Optional[str] = ..., sandbox_port: _Optional[int] = ..., protocol: _Optional[_Union[PortProtocol, str]] = ...) -> None: ...
+
+class SandboxPortForwardResponse(_message.Message):
+    __slots__ = ("guest_port",)
+    GUEST_PORT_FIELD_NUMBER: _ClassVar[int]
+    guest_port: int
+    def __init__(self, guest_port: _Optional[int] = ...) -> None: ...
+
+class SandboxPortForwardRemoveRequest(_message.Message):
+    __slots__ = ("id", "sandbox_port", "protocol")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    SANDBOX_PORT_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    sandbox_port: int
+    protocol: PortProtocol
+    def __init__(self, id: _Optional[str] = ..., sandbox_port: _Optional[int] = ..., protocol: _Optional[_Union[PortProtocol, str]] = ...) -> None: ...
+
+class ReadFileRequest(_message.Message):
+    __slots__ = ("id", "path")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    path: str
+    def __init__(self, id: _Optional[str] = ..., path: _Optional[str] = ...) -> None: ...
+
+class FileChunk(_message.Message):
+    __slots__ = ("data", "done")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    done: bool
+    def __init__(self, data: _Optional[bytes] = ..., done: _Optional[bool] = ...) -> None: ...
+
+class WriteFileOpen(_message.Message):
+    __slots__ = ("id", "path", "mode")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    path: str
+    mode: int
+    def __init__(self, id: _Optional[str] = ..., path: _Optional[str] = ..., mode: _Optional[int] = ...) -> None: ...
