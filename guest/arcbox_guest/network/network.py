@@ -1,0 +1,158 @@
+"""The service that gives sandboxes their network."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from functools import partial
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import trio
+from attrs import define, field, frozen
+
+from arcbox_guest.errors import GuestError, NotSupportedError
+from arcbox_guest.network import links, packet_filter
+from arcbox_guest.network.addresses import AddressPool
+from arcbox_guest.network.packet_filter import PacketFilter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from arcbox_guest.network.addresses import Lease
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+_AT_ONCE: Final = 4
+"""Threads that wait for the kernel's routing lock; more would only wait."""
+
+_IPTABLES_INTERVAL: Final = 10.0
+"""Seconds between looks at iptables' policy, whose changes nobody tells: dockerd sets it whenever it starts."""
+
+
+@frozen(kw_only=True)
+class NetworkSettings:
+    """How the network of sandboxes shall be."""
+
+    bridge: str = "arcbox0"
+    subnet: IPv4Network = field(factory=lambda: IPv4Network("172.20.0.0/16"))
+    dns: tuple[IPv4Address, ...] = ()
+    """For resolv.conf of sandboxes; none means the guest's own."""
+
+
+@define(eq=False)
+class SandboxNetwork:
+    """Addresses, links and rules. Nothing of it is made before the first sandbox wants it."""
+
+    settings: NetworkSettings
+    _pool: AddressPool = field(init=False)
+    _filter: PacketFilter = field(init=False)
+    _ready: bool = field(init=False, default=False)
+    _preparing: trio.Lock = field(init=False, factory=trio.Lock)
+    _wanted: trio.Event = field(init=False, factory=trio.Event)
+    """Set when the rules are in."""
+
+    _limiter: trio.CapacityLimiter = field(init=False, factory=lambda: trio.CapacityLimiter(_AT_ONCE))
+
+    def __attrs_post_init__(self) -> None:
+        self._pool = AddressPool(self.settings.subnet, trio.current_time)
+        self._filter = PacketFilter(self.settings.bridge, self.settings.subnet)
+
+    def lease(self) -> Lease:
+        """An address for a new sandbox, to be released.
+
+        Raises:
+            UnavailableError: none is free.
+        """
+        return self._pool.lease()
+
+    def claim(self, lease: Lease) -> None:
+        """Count the lease of a sandbox of a previous agent as given.
+
+        Raises:
+            UnavailableError: the network does not have this address, or another sandbox has it.
+        """
+        self._pool.claim(lease)
+
+    async def connect(self, lease: Lease, namespace: int) -> None:
+        """Connect a network namespace, given as a file descriptor, which gets the address of the lease.
+
+        Raises:
+            NotSupportedError: this machine can't do that.
+            GuestError: it failed.
+        """
+        await self._prepare()
+        await self._call(partial(links.connect, lease, self.settings.bridge, namespace))
+
+    async def release(self, lease: Lease) -> None:
+        """Remove the link of a sandbox and take its address back. Again does nothing."""
+        try:
+            if self._ready:
+                await self._call(partial(links.disconnect, lease))
+        finally:
+            self._pool.release(lease)
+
+    async def sweep(self, in_use: Iterable[Lease]) -> None:
+        """Remove the links of sandboxes that a killed agent has left behind."""
+        names = frozenset(lease.link for lease in in_use)
+        if not names and self.settings.bridge not in {name for _, name in socket.if_nameindex()}:
+            return
+        for name in await self._call(partial(links.remove_others, self.settings.bridge, names)):
+            log.warning("link of a sandbox that is gone removed", extra={"link": name})
+        await self._prepare()
+
+    async def run(self) -> None:
+        """Put our rules back whenever somebody has removed them."""
+        await self._wanted.wait()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(packet_filter.watch_removals, self._restore_rules)
+            nursery.start_soon(self._watch_iptables)
+
+    async def _restore_rules(self) -> None:
+        if not await self._filter.is_whole():
+            log.warning("rules of the sandboxes' network were removed: putting them back")
+            await self._filter.restore()
+
+    async def _watch_iptables(self) -> None:
+        while True:
+            await trio.sleep(_IPTABLES_INTERVAL)
+            await self._filter.pass_iptables()
+
+    async def _prepare(self) -> None:
+        async with self._preparing:
+            if self._ready:
+                return
+            await self._call(partial(links.add_bridge, self.settings.bridge, self.settings.subnet))
+            await self._call(_forward_packets)
+            await self._filter.restore()
+            await self._filter.pass_iptables()
+            self._ready = True
+            self._wanted.set()
+
+    async def _call(self, function: Callable[[], T]) -> T:
+        try:
+            return await trio.to_thread.run_sync(function, limiter=self._limiter)
+        except ImportError as error:
+            raise NotSupportedError("the network of sandboxes needs the Python package pyroute2") from error
+        except OSError as error:
+            raise GuestError(f"the network of a sandbox can't be set up: {error.strerror or error}") from error
+
+
+def _forward_packets() -> None:
+    Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+
+
+def dns_servers(settings: NetworkSettings, resolv_conf: Path = Path("/etc/resolv.conf")) -> list[str]:
+    """What sandboxes ask for names: as set, or the guest's own servers. Loopback addresses mean nothing to them."""
+    if settings.dns:
+        return [str(server) for server in settings.dns]
+    try:
+        lines = resolv_conf.read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    words = [line.split() for line in lines]
+    servers = [line[1] for line in words if len(line) > 1 and line[0] == "nameserver"]
+    return [server for server in servers if not server.startswith("127.") and server != "::1"]
