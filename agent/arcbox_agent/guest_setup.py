@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from arcbox_guest import Guest
 from arcbox_guest.clock import ClockFollower, SystemClock
 from arcbox_guest.disks import Disks
 from arcbox_guest.files import Files
+from arcbox_guest.network.network import NetworkSettings, SandboxNetwork
 from arcbox_guest.power import Power, Stopper
 from arcbox_guest.power_switches import power_switch
 from arcbox_guest.sandboxes.events import EventHub
@@ -18,34 +20,46 @@ from arcbox_guest.sandboxes.records import Records
 from arcbox_guest.system import System
 
 if TYPE_CHECKING:
-    from arcbox_agent.settings import Sandbox, Settings
+    from arcbox_agent.settings import Network, Sandbox, Settings
     from arcbox_guest.sandboxes.driver import Driver
 
 
 def build_guest(settings: Settings) -> Guest:
     """The services of the machine that this process runs on."""
-    sandboxes = _sandbox_manager(settings.sandbox)
+    network = SandboxNetwork(_network_settings(settings.network)) if settings.network.enabled else None
+    sandboxes = _sandbox_manager(settings.sandbox, network)
     return Guest(
         clock=ClockFollower(SystemClock(), settings.clock.follow_host),
         disks=Disks(settings.disk.trim_mounts),
         files=Files(),
+        network=network,
         power=Power(power_switch(settings.power.off), [Stopper("sandboxes", sandboxes.stop_all)]),
         sandboxes=sandboxes,
         system=System(),
     )
 
 
-def _sandbox_manager(settings: Sandbox) -> SandboxManager:
+def _network_settings(settings: Network) -> NetworkSettings:
+    return NetworkSettings(
+        bridge=settings.bridge,
+        subnet=IPv4Network(settings.subnet),
+        dns=settings.dns,
+        dns_server=settings.dns_server,
+    )
+
+
+def _sandbox_manager(settings: Sandbox, network: SandboxNetwork | None) -> SandboxManager:
     data_dir = Path(settings.data_dir)
 
     def load_driver() -> Driver:
         from arcbox_guest.sandboxes.oci.driver import OciDriver  # noqa: PLC0415  heavy, and not every guest has sandboxes
 
-        return OciDriver(data_dir, settings.runtime, settings.init, settings.max_processes)
+        return OciDriver(data_dir, settings.runtime, settings.init, settings.max_processes, network)
 
     return SandboxManager(
         OnDemandDriver("oci", data_dir, load_driver),
         Records(data_dir / "records"),
         EventHub(),
         Defaults(rootfs=settings.rootfs, vcpus=settings.default_vcpus, memory_mib=settings.default_memory_mib),
+        network=network,
     )

@@ -149,10 +149,12 @@ class Server:
 
     def _start_services(self, services: trio.Nursery) -> None:
         interval = self._settings.disk.trim_interval
+        network = self._guest.network
         for name, service in (
             ("watchdog", self._notifier.beat),
             ("power", self._guest.power.run),
             ("sandboxes", self._guest.sandboxes.run),
+            ("network of sandboxes", network.run if network else trio.lowlevel.checkpoint),
             ("disk trim", partial(self._guest.disks.trim_periodically, interval)),
         ):
             services.start_soon(supervise, name, service, name=name)

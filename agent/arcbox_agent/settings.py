@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+from ipaddress import IPv4Network, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, get_args
 
@@ -65,6 +67,21 @@ def _is_address(text: str) -> bool:
     return True
 
 
+def _is_subnet(text: str) -> bool:
+    try:
+        return IPv4Network(text).prefixlen in range(8, 30)
+    except ValueError:
+        return False
+
+
+def _is_ip_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _is_absolute(path: str) -> bool:
     return path.startswith("/") and "\0" not in path
 
@@ -81,6 +98,11 @@ _PATH_OR_NONE = Rule(lambda path: not path or _is_absolute(path), "an absolute p
 _PATHS = Rule(lambda paths: all(map(_is_absolute, paths)), "a list of absolute paths")
 _FRAME_SIZE = Rule(lambda size: 4 <= size <= MAX_LENGTH, f"a whole number of bytes from 4 to {MAX_LENGTH}")
 _CIDS = Rule(lambda cids: all(0 <= cid < 2**32 for cid in cids), "a list of CIDs, whole numbers below 4294967296")
+_INTERFACE = Rule(
+    lambda name: re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", name) is not None, "a network interface's name, at most 15 bytes"
+)
+_SUBNET = Rule(_is_subnet, "an IPv4 network with a prefix of 8 to 29 bits, as in 172.20.0.0/16")
+_IP_ADDRESSES = Rule(lambda texts: all(map(_is_ip_address, texts)), "a list of IP addresses")
 _ADDRESSES = Rule(
     lambda texts: len(texts) > 0 and len(set(texts)) == len(texts) and all(map(_is_address, texts)),
     "a list of one or more different addresses, each vsock:PORT, vsock:CID:PORT or unix:PATH",
@@ -195,6 +217,22 @@ class Sandbox:
 
 
 @frozen(kw_only=True)
+class Network:
+    """The network of sandboxes. Nothing of it is there before the first sandbox that has one."""
+
+    enabled: bool = setting(True, "Whether sandboxes get an address; `false` leaves them loopback only.")
+    bridge: str = setting("arcbox0", "The name of their bridge.", _INTERFACE)
+    subnet: str = setting("172.20.0.0/16", "Their addresses. The first one is the bridge's.", _SUBNET)
+    dns: tuple[str, ...] = setting(
+        (), "The DNS servers that are asked for names that are no sandbox's; empty for the guest's own.", _IP_ADDRESSES
+    )
+    dns_server: bool = setting(
+        True,
+        "Whether the bridge's address answers DNS queries: `ID.arcbox.local` by itself, other names by those servers.",
+    )
+
+
+@frozen(kw_only=True)
 class Log:
     """The log, on standard error. Payloads of requests are never in it."""
 
@@ -225,6 +263,7 @@ class Settings:
     power: Power = Factory(Power)
     disk: Disk = Factory(Disk)
     sandbox: Sandbox = Factory(Sandbox)
+    network: Network = Factory(Network)
     log: Log = Factory(Log)
 
 

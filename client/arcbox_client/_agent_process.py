@@ -25,6 +25,7 @@ SETTINGS = """\
 clock.follow_host = false
 power.off = "disabled"
 disk.trim_mounts = []
+network.enabled = false
 sandbox.data_dir = "$DIRECTORY/sandboxes"
 """
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from arcbox_guest.clock import ClockFollower
     from arcbox_guest.disks import Disks
     from arcbox_guest.files import Files
+    from arcbox_guest.network.network import SandboxNetwork
     from arcbox_guest.power import Power
     from arcbox_guest.sandboxes.manager import SandboxManager
     from arcbox_guest.system import System
@@ -22,6 +23,9 @@ class Guest:
     clock: ClockFollower
     disks: Disks
     files: Files
+    network: SandboxNetwork | None = None
+    """Of the sandboxes; None where they have loopback only."""
+
     power: Power
     sandboxes: SandboxManager
     system: System

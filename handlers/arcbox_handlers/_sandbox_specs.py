@@ -10,6 +10,7 @@ from arcbox_guest.sandboxes.model import (
     MOST_VCPUS,
     BindMount,
     ExecSpec,
+    NetworkMode,
     ResourceLimits,
     Spec,
     TerminalSize,
@@ -45,6 +46,7 @@ def spec(request: sandbox_v1.CreateSandboxRequest) -> Spec:
         working_dir=_working_dir(request.working_dir),
         user=_check_text("user", request.user),
         mounts=tuple(map(_mount, request.mounts)),
+        network=_network(request.network.mode),
         ttl=float(request.ttl_seconds),
     )
 
@@ -80,11 +82,6 @@ def terminal_size(size: sandbox_v1.TerminalSize) -> TerminalSize:
 
 
 def _check_supported(request: sandbox_v1.CreateSandboxRequest) -> None:
-    mode = request.network.mode
-    if mode == "tap":
-        raise NotSupportedError("network mode tap is not supported by this agent yet: use none")
-    if mode not in {"", "none"}:
-        raise InvalidArgumentError(f"{mode[:80]!r} is no network mode: there are tap and none")
     if request.image:
         raise NotSupportedError("sandboxes from images are not supported by this agent yet: use rootfs")
     for name in ("kernel", "boot_args"):
@@ -92,6 +89,13 @@ def _check_supported(request: sandbox_v1.CreateSandboxRequest) -> None:
             raise NotSupportedError(f"{name} is not supported: sandboxes share the kernel of the guest")
     if request.ssh_public_key:
         raise NotSupportedError("ssh_public_key is not supported: use SandboxExecRequest to get into a sandbox")
+
+
+def _network(mode: str) -> NetworkMode:
+    try:
+        return NetworkMode(mode)
+    except ValueError:
+        raise InvalidArgumentError(f"{mode[:80]!r} is no network mode: there are tap and none") from None
 
 
 def _limits(limits: sandbox_v1.ResourceLimits) -> ResourceLimits:

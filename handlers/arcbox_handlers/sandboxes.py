@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from arcbox_guest.errors import InvalidArgumentError
+from arcbox_guest.network.addresses import Lease
 from arcbox_guest.sandboxes.model import State
 from arcbox_handlers import _sandbox_specs
 from arcbox_handlers._command import UnaryCommand
@@ -28,7 +29,7 @@ class SandboxCreate(UnaryCommand[sandbox_v1.CreateSandboxRequest]):
 
     async def __call__(self, context: Context) -> sandbox_v1.CreateSandboxResponse:
         sandbox = await context.guest.sandboxes.create(_sandbox_specs.spec(self.request))
-        return sandbox_v1.CreateSandboxResponse(id=sandbox.id, state=sandbox.state)
+        return sandbox_v1.CreateSandboxResponse(id=sandbox.id, ip_address=sandbox.ip_address, state=sandbox.state)
 
 
 @frozen
@@ -94,7 +95,7 @@ def _info(sandbox: Sandbox) -> sandbox_v1.SandboxInfo:
         state=sandbox.state,
         labels=sandbox.spec.labels,
         limits=sandbox_v1.ResourceLimits(vcpus=limits.vcpus, memory_mib=limits.memory_mib),
-        network=sandbox_v1.SandboxNetwork(),
+        network=_network(sandbox),
         created_at=int(sandbox.created_at),
         ready_at=int(sandbox.ready_at),
         last_exited_at=int(sandbox.last_exited_at),
@@ -108,5 +109,13 @@ def _summary(sandbox: Sandbox) -> sandbox_v1.SandboxSummary:
         id=sandbox.id,
         state=sandbox.state,
         labels=sandbox.spec.labels,
+        ip_address=sandbox.ip_address,
         created_at=int(sandbox.created_at),
     )
+
+
+def _network(sandbox: Sandbox) -> sandbox_v1.SandboxNetwork:
+    if not sandbox.spec.lease:
+        return sandbox_v1.SandboxNetwork()
+    lease = Lease.parse(sandbox.spec.lease)
+    return sandbox_v1.SandboxNetwork(ip_address=str(lease.address), gateway=str(lease.gateway), tap_name=lease.link)

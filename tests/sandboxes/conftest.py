@@ -14,12 +14,12 @@ import trio
 from attrs import define
 
 from arcbox_client import connect
-from arcbox_client._agent_process import SETTINGS, RunningAgent, running_agent
+from arcbox_client._agent_process import COMMAND, SETTINGS, RunningAgent, running_agent
 from arcbox_guest.sandboxes.busybox import build
 from arcbox_protocol import sandbox_v1
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Sequence
     from typing import Unpack
 
     from arcbox_client import AgentClient
@@ -48,11 +48,11 @@ class Machine:
     agent: RunningAgent | None = None
 
     @contextmanager
-    def running(self) -> Iterator[RunningAgent]:
+    def running(self, settings: str = SETTINGS, command: Sequence[str] = COMMAND) -> Iterator[RunningAgent]:
         """An agent, until the context is left. All that run here have the same sandboxes."""
-        settings = SETTINGS.replace("$DIRECTORY", str(self.directory)) + f'sandbox.rootfs = "{self.rootfs}"\n'
+        settings = settings.replace("$DIRECTORY", str(self.directory)) + f'sandbox.rootfs = "{self.rootfs}"\n'
         own = Path(tempfile.mkdtemp(prefix="agent-", dir=self.directory))
-        with running_agent(own, settings=settings) as self.agent:
+        with running_agent(own, settings=settings, command=command) as self.agent:
             yield self.agent
 
     @property

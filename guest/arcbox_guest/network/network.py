@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 from functools import partial
-from ipaddress import IPv4Address, IPv4Network
+from importlib import import_module
+from ipaddress import IPv4Address, IPv4Network, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -14,11 +16,11 @@ from attrs import define, field, frozen
 
 from arcbox_guest.errors import GuestError, NotSupportedError
 from arcbox_guest.network import links, packet_filter
-from arcbox_guest.network.addresses import AddressPool
+from arcbox_guest.network.addresses import AddressPool, gateway_of
 from arcbox_guest.network.packet_filter import PacketFilter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from arcbox_guest.network.addresses import Lease
 
@@ -39,8 +41,11 @@ class NetworkSettings:
 
     bridge: str = "arcbox0"
     subnet: IPv4Network = field(factory=lambda: IPv4Network("172.20.0.0/16"))
-    dns: tuple[IPv4Address, ...] = ()
-    """For resolv.conf of sandboxes; none means the guest's own."""
+    dns: tuple[str, ...] = ()
+    """The servers that are asked for names that are no sandbox's; none means the guest's own."""
+
+    dns_server: bool = True
+    """Whether sandboxes find each other by name: they ask the bridge's address then."""
 
 
 @define(eq=False)
@@ -50,6 +55,9 @@ class SandboxNetwork:
     settings: NetworkSettings
     _pool: AddressPool = field(init=False)
     _filter: PacketFilter = field(init=False)
+    _leases: dict[str, Lease] = field(init=False, factory=dict)
+    """By the ids of their sandboxes."""
+
     _ready: bool = field(init=False, default=False)
     _preparing: trio.Lock = field(init=False, factory=trio.Lock)
     _wanted: trio.Event = field(init=False, factory=trio.Event)
@@ -58,24 +66,30 @@ class SandboxNetwork:
     _limiter: trio.CapacityLimiter = field(init=False, factory=lambda: trio.CapacityLimiter(_AT_ONCE))
 
     def __attrs_post_init__(self) -> None:
-        self._pool = AddressPool(self.settings.subnet, trio.current_time)
+        self._pool = AddressPool(self.settings.subnet, time.monotonic)
         self._filter = PacketFilter(self.settings.bridge, self.settings.subnet)
 
-    def lease(self) -> Lease:
+    def lease(self, sandbox_id: str) -> Lease:
         """An address for a new sandbox, to be released.
 
         Raises:
             UnavailableError: none is free.
         """
-        return self._pool.lease()
+        lease = self._leases[sandbox_id] = self._pool.lease()
+        return lease
 
-    def claim(self, lease: Lease) -> None:
+    def claim(self, sandbox_id: str, lease: Lease) -> None:
         """Count the lease of a sandbox of a previous agent as given.
 
         Raises:
             UnavailableError: the network does not have this address, or another sandbox has it.
         """
         self._pool.claim(lease)
+        self._leases[sandbox_id] = lease
+
+    def address_of(self, name: str) -> IPv4Address | None:
+        """The address of the sandbox with a name: its id, in lower case as names in DNS are."""
+        return next((lease.address for owner, lease in self._leases.items() if owner.lower() == name), None)
 
     async def connect(self, lease: Lease, namespace: int) -> None:
         """Connect a network namespace, given as a file descriptor, which gets the address of the lease.
@@ -87,17 +101,25 @@ class SandboxNetwork:
         await self._prepare()
         await self._call(partial(links.connect, lease, self.settings.bridge, namespace))
 
-    async def release(self, lease: Lease) -> None:
+    async def release(self, sandbox_id: str) -> None:
         """Remove the link of a sandbox and take its address back. Again does nothing."""
+        lease = self._leases.get(sandbox_id)
+        if lease is None:
+            return
         try:
             if self._ready:
                 await self._call(partial(links.disconnect, lease))
         finally:
             self._pool.release(lease)
+            del self._leases[sandbox_id]
 
-    async def sweep(self, in_use: Iterable[Lease]) -> None:
-        """Remove the links of sandboxes that a killed agent has left behind."""
-        names = frozenset(lease.link for lease in in_use)
+    async def sweep(self) -> None:
+        """Remove the links of sandboxes that a killed agent has left behind, those without a lease.
+
+        Raises:
+            GuestError: it failed.
+        """
+        names = frozenset(lease.link for lease in self._leases.values())
         if not names and self.settings.bridge not in {name for _, name in socket.if_nameindex()}:
             return
         for name in await self._call(partial(links.remove_others, self.settings.bridge, names)):
@@ -108,6 +130,8 @@ class SandboxNetwork:
         """Put our rules back whenever somebody has removed them."""
         await self._wanted.wait()
         async with trio.open_nursery() as nursery:
+            if self.settings.dns_server:
+                nursery.start_soon(self._serve_names)
             nursery.start_soon(packet_filter.watch_removals, self._restore_rules)
             nursery.start_soon(self._watch_iptables)
 
@@ -115,6 +139,19 @@ class SandboxNetwork:
         if not await self._filter.is_whole():
             log.warning("rules of the sandboxes' network were removed: putting them back")
             await self._filter.restore()
+
+    async def _serve_names(self) -> None:
+        dns_server = await trio.to_thread.run_sync(import_module, "arcbox_guest.network.dns_server")
+        await dns_server.DnsServer(
+            address=gateway_of(self.settings.subnet),
+            network=self.settings.subnet,
+            lookup=self.address_of,
+            upstream=partial(upstream_servers, self.settings),
+        ).run()
+
+    def nameservers(self) -> list[str]:
+        """What sandboxes have in their resolv.conf."""
+        return [str(gateway_of(self.settings.subnet))] if self.settings.dns_server else upstream_servers(self.settings)
 
     async def _watch_iptables(self) -> None:
         while True:
@@ -145,14 +182,17 @@ def _forward_packets() -> None:
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
 
 
-def dns_servers(settings: NetworkSettings, resolv_conf: Path = Path("/etc/resolv.conf")) -> list[str]:
-    """What sandboxes ask for names: as set, or the guest's own servers. Loopback addresses mean nothing to them."""
+def upstream_servers(settings: NetworkSettings, resolv_conf: Path = Path("/etc/resolv.conf")) -> list[str]:
+    """Who is asked for names that are no sandbox's: as set, or the guest's own servers.
+
+    Its loopback addresses are left out where sandboxes ask for themselves: those mean nothing to them.
+    """
     if settings.dns:
-        return [str(server) for server in settings.dns]
+        return list(settings.dns)
     try:
         lines = resolv_conf.read_text(errors="replace").splitlines()
     except OSError:
         return []
     words = [line.split() for line in lines]
     servers = [line[1] for line in words if len(line) > 1 and line[0] == "nameserver"]
-    return [server for server in servers if not server.startswith("127.") and server != "::1"]
+    return [server for server in servers if settings.dns_server or not ip_address(server).is_loopback]

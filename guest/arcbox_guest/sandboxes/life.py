@@ -24,6 +24,7 @@ from arcbox_guest.sandboxes.workload import KILLED, NOT_STARTED, TrackedProcess,
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
+    from arcbox_guest.network.network import SandboxNetwork
     from arcbox_guest.sandboxes.driver import Driver, Process
     from arcbox_guest.sandboxes.events import EventHub
     from arcbox_guest.sandboxes.model import Sandbox
@@ -57,6 +58,9 @@ class Life:
     _now_ns: Callable[[], int]
     _forget: Callable[[str], object]
     """Called when the sandbox has been removed, with its id."""
+
+    _network: SandboxNetwork | None = None
+    """Which takes the sandbox's address back when it has been removed."""
 
     _leftover: bool = False
     """Whether there may be something of it on the machine, from a former agent."""
@@ -105,6 +109,7 @@ class Life:
             while not await self._lived():
                 pass
             await self._records.delete(self.id)
+            await self._release_lease()
             self._become(Action.REMOVED)
             self._forget(self.id)
             self._stopped.settle()
@@ -114,6 +119,13 @@ class Life:
             ending = UnavailableError(f"sandbox {self.id} is left as it is: the agent is ending")
             self._stopped.settle(ending)
             self._removed.settle(ending)
+
+    async def _release_lease(self) -> None:
+        if self._network is not None:
+            try:
+                await self._network.release(self.id)
+            except GuestError as error:
+                log.warning("link of a sandbox not removed", extra={"sandbox": self.id, "reason": str(error)})
 
     async def stop(self, grace: float) -> None:
         """End all that runs in it; what has ended already stays ended.

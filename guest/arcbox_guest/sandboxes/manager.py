@@ -17,17 +17,20 @@ from arcbox_guest.errors import (
     GuestError,
     InvalidArgumentError,
     NotFoundError,
+    NotSupportedError,
     TimedOutError,
     UnavailableError,
 )
+from arcbox_guest.network.addresses import Lease
 from arcbox_guest.sandboxes import states
 from arcbox_guest.sandboxes.life import PATIENCE, Life
-from arcbox_guest.sandboxes.model import ResourceLimits, Sandbox, Spec, State
+from arcbox_guest.sandboxes.model import NetworkMode, ResourceLimits, Sandbox, Spec, State
 from arcbox_guest.sandboxes.outcome import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
+    from arcbox_guest.network.network import SandboxNetwork
     from arcbox_guest.sandboxes.driver import Driver, Process
     from arcbox_guest.sandboxes.events import EventHub, Subscription
     from arcbox_guest.sandboxes.model import Action, ExecSpec, Statistics
@@ -92,6 +95,9 @@ class SandboxManager:
     _events: EventHub
     _defaults: Defaults
     _now_ns: Callable[[], int] = time.time_ns
+    _network: SandboxNetwork | None = field(default=None, kw_only=True)
+    """None where sandboxes have loopback only."""
+
     _lives: dict[str, Life] = field(init=False, factory=dict)
     """By id, in the order of their creation."""
 
@@ -132,7 +138,8 @@ class SandboxManager:
         Raises:
             InvalidArgumentError: no sandbox can be so.
             ConflictError: there is one with that id.
-            UnavailableError: the agent is not that far yet.
+            NotSupportedError: it asks for a network, and sandboxes have none here.
+            UnavailableError: the agent is not that far yet, or all addresses are in use.
         """
         if spec.id and not _ID.fullmatch(spec.id):
             raise InvalidArgumentError(
@@ -142,6 +149,7 @@ class SandboxManager:
         await _wait_for(self._swept)
         if spec.id in self._lives:
             raise ConflictError(f"sandbox {spec.id} exists already: remove it first, or choose another id")
+        spec = self._with_lease(spec)
         life = self._life(Sandbox(spec=spec, state=State.STARTING, created_at=self._now()))
         self._start(life)
         life.begin()
@@ -263,7 +271,17 @@ class SandboxManager:
             now_ns=self._now_ns,
             forget=self._lives.pop,
             leftover=leftover,
+            network=self._network,
         )
+
+    def _with_lease(self, spec: Spec) -> Spec:
+        if spec.network is NetworkMode.NONE:
+            return spec
+        if self._network is not None:
+            return evolve(spec, network=NetworkMode.TAP, lease=str(self._network.lease(spec.id)))
+        if spec.network is NetworkMode.TAP:
+            raise NotSupportedError("sandboxes have no network here: the setting network.enabled is false")
+        return evolve(spec, network=NetworkMode.NONE)
 
     def _start(self, life: Life) -> None:
         if self._nursery is None:
@@ -276,6 +294,7 @@ class SandboxManager:
             self._take_over(sandbox)
         self._loaded.settle()
         await self._sweep()
+        await self._sweep_network()
         self._swept.settle()
 
     def _close(self) -> None:
@@ -287,6 +306,7 @@ class SandboxManager:
 
     def _take_over(self, sandbox: Sandbox) -> None:
         """Go on with a record. This is where a sandbox that still runs will be adopted."""
+        self._claim_lease(sandbox)
         life = self._life(sandbox, leftover=True)
         life.lose("the agent was restarted")
         self._start(life)
@@ -301,6 +321,21 @@ class SandboxManager:
                 life = self._life(sandbox)
                 self._start(life)
                 life.discard()
+
+    def _claim_lease(self, sandbox: Sandbox) -> None:
+        if self._network is None or not sandbox.spec.lease:
+            return
+        try:
+            self._network.claim(sandbox.id, Lease.parse(sandbox.spec.lease))
+        except (ValueError, GuestError) as error:
+            log.warning("address not kept", extra={"sandbox": sandbox.id, "reason": str(error)})
+
+    async def _sweep_network(self) -> None:
+        if self._network is not None:
+            try:
+                await self._network.sweep()
+            except GuestError as error:
+                log.warning("network of sandboxes not swept", extra={"reason": str(error)})
 
     async def _existing(self) -> Sequence[str]:
         try:

@@ -45,6 +45,19 @@ class Action(StrEnum):
     REMOVED = "removed"
 
 
+class NetworkMode(StrEnum):
+    """The names are those of the wire."""
+
+    UNSET = ""
+    """`TAP` where the guest has a network for sandboxes, else `NONE`."""
+
+    TAP = "tap"
+    """An address of the sandboxes' network, from which all others can be reached."""
+
+    NONE = "none"
+    """Loopback only."""
+
+
 @frozen
 class TerminalSize:
     """In characters."""
@@ -114,6 +127,10 @@ class Spec:
     working_dir: str = ""
     user: str = ""
     mounts: tuple[BindMount, ...] = ()
+    network: NetworkMode = NetworkMode.UNSET
+    lease: str = ""
+    """Its address with the length of the network's prefix, 172.20.0.2/16, which the manager gives it; or none."""
+
     ttl: float = 0.0
     """Seconds from its creation until it is removed by force; 0 is never."""
 
@@ -136,6 +153,11 @@ class Sandbox:
     @property
     def id(self) -> str:
         return self.spec.id
+
+    @property
+    def ip_address(self) -> str:
+        """Empty without a network."""
+        return self.spec.lease.partition("/")[0]
 
 
 @frozen(kw_only=True)

@@ -10,7 +10,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from arcbox_guest.errors import GuestError
-from arcbox_guest.sandboxes.model import Action, BindMount, ResourceLimits, Spec, State
+from arcbox_guest.sandboxes.model import Action, BindMount, NetworkMode, ResourceLimits, Spec, State
 from arcbox_handlers.sandboxes import SandboxCreate
 from arcbox_protocol import MessageType, sandbox_v1
 
@@ -58,6 +58,7 @@ async def test_create_asks_for_all_that_was_asked_for_and_answers_at_once(rig: R
         working_dir="/tmp",  # noqa: S108  the same
         user="nobody",
         mounts=(BindMount(source="/tmp", target="/mnt/data", readonly=True),),  # noqa: S108  the same
+        network=NetworkMode.NONE,
         ttl=90.0,
     )
 
@@ -92,7 +93,7 @@ async def test_an_id_in_use_is_error_409(rig: Rig) -> None:
 @pytest.mark.parametrize(
     ("fields", "code", "word"),
     [
-        ({"network": sandbox_v1.NetworkSpec(mode="tap")}, 501, "tap"),
+        ({"network": sandbox_v1.NetworkSpec(mode="network.enabled")}, 501, "tap"),
         ({"image": "alpine:3"}, 501, "images"),
         ({"kernel": "/vmlinux"}, 501, "kernel"),
         ({"boot_args": "quiet"}, 501, "boot_args"),

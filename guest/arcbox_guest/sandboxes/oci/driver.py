@@ -16,6 +16,7 @@ from attrs import define, evolve, field, frozen
 
 from arcbox_guest.child import PidFd
 from arcbox_guest.errors import ConflictError, GuestError, NotSupportedError, UnavailableError
+from arcbox_guest.network.addresses import Lease
 from arcbox_guest.sandboxes.oci import bundle, cgroups, hierarchies
 from arcbox_guest.sandboxes.oci.cgroups import CLIENTS, SandboxCgroups
 from arcbox_guest.sandboxes.oci.images import Images
@@ -28,6 +29,7 @@ from arcbox_guest.sandboxes.oci.trees import remove_tree
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
+    from arcbox_guest.network.network import SandboxNetwork
     from arcbox_guest.sandboxes.driver import Process
     from arcbox_guest.sandboxes.model import ExecSpec, Spec, Statistics
     from arcbox_guest.sandboxes.oci.cgroups import ProcessGroup
@@ -76,6 +78,9 @@ class OciDriver:
 
     max_processes: int = 1024
     """Processes, and threads, that may run in a sandbox at the same time."""
+
+    network: SandboxNetwork | None = None
+    """Connects sandboxes that have a lease."""
 
     name: str = field(init=False, default="oci")
     _equipment: Equipment | None = field(init=False, default=None)
@@ -218,6 +223,9 @@ class OciDriver:
             namespace=equipment.namespace,
         )
         self._live[spec.id].cgroups.adopt(init)
+        if spec.lease and self.network is not None:
+            with _opened(f"/proc/{init}/ns/net") as namespace:
+                await self.network.connect(Lease.parse(spec.lease), namespace)
 
     def _prepare(
         self, equipment: Equipment, spec: Spec, stage: Stage, lower: Path | int, mounts: Sequence[int]
@@ -286,6 +294,15 @@ def _find_tool(name: str, setting: str) -> str:
     if path is None:
         raise NotSupportedError(f"sandboxes need {name}, and it is not installed: see the setting {setting}")
     return os.path.abspath(path)
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

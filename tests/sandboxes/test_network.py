@@ -1,0 +1,158 @@
+"""The network of sandboxes: a real agent in a network namespace of its own, which stands for the guest's."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from arcbox_client._agent_process import COMMAND, SETTINGS
+from arcbox_client.errors import NotSupportedError, UnavailableError
+from arcbox_protocol import sandbox_v1
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from arcbox_client import AgentClient
+    from arcbox_client._agent_process import RunningAgent
+    from tests.sandboxes.conftest import Machine
+
+TAP = sandbox_v1.NetworkSpec(mode="tap")
+NONE = sandbox_v1.NetworkSpec(mode="none")
+
+APART = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$0" "$@"', *COMMAND)
+"""An agent in a network namespace of its own."""
+
+pytestmark = pytest.mark.skipif(
+    not all(map(shutil.which, ("nft", "ip", "unshare"))), reason="needs Debian's nftables, iproute2 and util-linux"
+)
+
+
+def settings(*lines: str) -> str:
+    return SETTINGS.replace("network.enabled = false\n", "".join(f"{line}\n" for line in lines))
+
+
+@pytest.fixture
+def agent(machine: Machine) -> Iterator[RunningAgent]:
+    with machine.running(settings(), APART) as agent:
+        yield agent
+
+
+@pytest.fixture
+async def client(machine: Machine, agent: RunningAgent) -> AsyncIterator[AgentClient]:
+    async with machine.client() as client:
+        yield client
+
+
+async def in_guest(agent: RunningAgent, *command: str, stdin: bytes = b"") -> str:
+    """What a command prints in the agent's network namespace."""
+    enter = ("nsenter", f"--net=/proc/{agent.pid}/ns/net", *command)
+    completed = await trio.run_process(enter, stdin=stdin, capture_stdout=True, stderr=subprocess.STDOUT, check=False)
+    return str(completed.stdout, "utf-8")
+
+
+async def run(client: AgentClient, sandbox_id: str, script: str) -> tuple[int, str]:
+    async with client.sandbox_run(sandbox_id, ["sh", "-c", script]) as session:
+        completed = await session.collect()
+    return completed.exit_code, (completed.stdout + completed.stderr).decode()
+
+
+async def links(agent: RunningAgent) -> list[str]:
+    listing = await in_guest(agent, "ip", "-br", "link")
+    return [line.split("@")[0] for line in listing.splitlines() if line.startswith("arcb-")]
+
+
+async def test_sandboxes_reach_the_gateway_each_other_and_by_name(
+    machine: Machine, agent: RunningAgent, client: AgentClient
+) -> None:
+    first = await client.sandbox_create("one", network=TAP)
+    second = await client.sandbox_create("two")  # no network named: tap
+    assert (first.ip_address, second.ip_address) == ("172.20.0.2", "172.20.0.3")
+    await client.sandbox_create("alone", network=NONE)
+    for name in ("one", "two", "alone"):
+        await machine.until(client, name, "ready")
+
+    assert (await run(client, "one", "ping -c 1 -W 5 172.20.0.1 && ping -c 1 -W 5 172.20.0.3"))[0] == 0
+    code, output = await run(client, "alone", "ping -c 1 -W 1 172.20.0.1")
+    assert code != 0
+    assert "unreachable" in output
+    info = await client.sandbox_inspect("two")
+    assert (info.network.ip_address, info.network.gateway) == ("172.20.0.3", "172.20.0.1")
+    assert info.network.tap_name in await links(agent)
+    assert {box.id: box.ip_address for box in (await client.sandbox_list()).sandboxes}["alone"] == ""
+
+
+async def test_what_belongs_to_a_removed_sandbox_is_gone(
+    machine: Machine, agent: RunningAgent, client: AgentClient
+) -> None:
+    for number in range(5):
+        await client.sandbox_create(f"box-{number}", network=TAP)
+    for number in range(5):
+        await machine.until(client, f"box-{number}", "ready")
+    assert len(await links(agent)) == 5
+    for number in range(5):
+        await client.sandbox_remove(f"box-{number}", force=True)
+    assert await links(agent) == []
+
+
+async def test_a_pool_that_runs_out_is_told_at_once(machine: Machine) -> None:
+    with machine.running(settings('network.subnet = "10.99.0.0/29"'), APART):
+        async with machine.client() as client:
+            for number in range(5):
+                await client.sandbox_create(f"box-{number}", network=TAP)
+            with pytest.raises(UnavailableError, match=r"all addresses of 10\.99\.0\.0/29 are in use"):
+                await client.sandbox_create("one-more", network=TAP)
+            await client.sandbox_create("without", network=NONE)
+
+
+async def test_where_it_is_off_a_network_is_refused_and_none_is_the_default(machine: Machine) -> None:
+    with machine.running():
+        async with machine.client() as client:
+            with pytest.raises(NotSupportedError, match=r"network\.enabled"):
+                await client.sandbox_create("box", network=TAP)
+            assert (await client.sandbox_create("box")).ip_address == ""
+
+
+async def test_a_firewall_that_flushes_all_tables_is_coped_with(
+    machine: Machine, agent: RunningAgent, client: AgentClient
+) -> None:
+    await machine.ready(client, "box", network=TAP)
+    whole = await in_guest(agent, "nft", "list", "table", "inet", "arcbox")
+    assert "masquerade" in whole
+    assert "169.254.0.0/16 drop" in whole
+    await in_guest(agent, "nft", "flush", "ruleset")
+    with trio.fail_after(20):
+        while await in_guest(agent, "nft", "list", "table", "inet", "arcbox") != whole:  # noqa: ASYNC110  it is another process
+            await trio.sleep(0.01)
+
+
+async def test_what_a_killed_agent_left_is_swept(machine: Machine) -> None:
+    """The second agent lives in the first one's network namespace, as in a guest."""
+    holder = await trio.lowlevel.open_process(["unshare", "--net", "sh", "-c", "ip link set lo up; exec sleep 600"])
+    try:
+        command = ("nsenter", f"--net=/proc/{holder.pid}/ns/net", *COMMAND)
+        with trio.fail_after(10):
+            while "UP" not in await in_guest_of(holder.pid, "ip", "-br", "link"):  # noqa: ASYNC110  as above
+                await trio.sleep(0.01)
+        with machine.running(settings(), command) as agent:
+            async with machine.client() as client:
+                await machine.ready(client, "box", network=TAP)
+            machine.process.send_signal(signal.SIGKILL)
+        assert await in_guest_of(holder.pid, "ip", "-br", "link", "show", "arcbox0") != ""
+        with machine.running(settings(), command) as agent:
+            async with machine.client() as client:
+                await client.sandbox_remove("box", force=True)
+                assert await links(agent) == []
+    finally:
+        with trio.move_on_after(10, shield=True):
+            holder.kill()
+            await holder.wait()
+
+
+async def in_guest_of(pid: int, *command: str) -> str:
+    enter = ("nsenter", f"--net=/proc/{pid}/ns/net", *command)
+    return str((await trio.run_process(enter, capture_stdout=True, check=False)).stdout, "utf-8")
