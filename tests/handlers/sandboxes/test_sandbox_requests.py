@@ -93,7 +93,7 @@ async def test_an_id_in_use_is_error_409(rig: Rig) -> None:
 @pytest.mark.parametrize(
     ("fields", "code", "word"),
     [
-        ({"network": sandbox_v1.NetworkSpec(mode="network.enabled")}, 501, "tap"),
+        ({"network": sandbox_v1.NetworkSpec(mode="tap")}, 501, "network.enabled"),
         ({"image": "alpine:3"}, 501, "images"),
         ({"kernel": "/vmlinux"}, 501, "kernel"),
         ({"boot_args": "quiet"}, 501, "boot_args"),
