@@ -54,7 +54,14 @@ def _sandbox_manager(settings: Sandbox, network: SandboxNetwork | None) -> Sandb
     def load_driver() -> Driver:
         from arcbox_guest.sandboxes.oci.driver import OciDriver  # noqa: PLC0415  heavy, and not every guest has sandboxes
 
-        return OciDriver(data_dir, settings.runtime, settings.init, settings.max_processes, network)
+        return OciDriver(
+            data_dir,
+            settings.runtime,
+            settings.init,
+            settings.max_processes,
+            no_new_privileges=settings.no_new_privileges,
+            network=network,
+        )
 
     return SandboxManager(
         OnDemandDriver("oci", data_dir, load_driver),

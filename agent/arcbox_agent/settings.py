@@ -214,6 +214,11 @@ class Sandbox:
     max_processes: int = setting(
         1024, "Processes, and threads, that may run in a sandbox at the same time.", _up_to(MOST_PROCESSES)
     )
+    no_new_privileges: bool = setting(
+        False,
+        "Whether set-user-ID programs (sudo, su) and file capabilities give nothing in them. The default user in them"
+        " is root, so it protects little.",
+    )
 
 
 @frozen(kw_only=True)

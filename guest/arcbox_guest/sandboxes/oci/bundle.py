@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from arcbox_guest.sandboxes.oci import seccomp
+from arcbox_guest.sandboxes.oci.users import Identity
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from arcbox_guest.sandboxes.model import ExecSpec, ResourceLimits, Spec
-    from arcbox_guest.sandboxes.oci.users import Identity
 
 INIT: Final = "/dev/init"
 """Where the sandbox has its init: in a file system of the runtime's, so that the root's own files stay as they are."""
@@ -62,10 +62,23 @@ _READ_ONLY: Final = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/s
 _CPU_PERIOD: Final = 100_000
 """Microseconds."""
 
-_OPEN_FILES: Final = 1_048_576
+_SOFT_OPEN_FILES: Final = 1024
+"""Programs that close all descriptors before they execute another take a second for a million of them."""
 
 
-def sandbox_config(spec: Spec, *, rootfs: str, init: str, cgroups_path: str, max_processes: int) -> dict[str, Any]:
+_SYSCTLS: Final = {
+    "net.ipv4.ping_group_range": "0 2147483647",
+    "net.ipv4.ip_unprivileged_port_start": "0",
+}
+"""Of the sandbox's own network namespace, as docker has them: any user may ping, and bind port 80."""
+
+_UNLIMITED: Final = 2**64 - 1
+"""RLIM_INFINITY, in the configuration."""
+
+
+def sandbox_config(  # noqa: PLR0913  what a sandbox is made of
+    spec: Spec, *, rootfs: str, init: str, cgroups_path: str, max_processes: int, no_new_privileges: bool
+) -> dict[str, Any]:
     """The configuration of a sandbox, whose only process is its init: `config.json` of its bundle.
 
     Args:
@@ -74,6 +87,7 @@ def sandbox_config(spec: Spec, *, rootfs: str, init: str, cgroups_path: str, max
         init: the path, outside, of a static program that reaps and waits when it is called with -P, as catatonit does.
         cgroups_path: in the hierarchies with the controllers.
         max_processes: how many may run in it.
+        no_new_privileges: whether set-user-ID programs and file capabilities give nothing.
     """
     namespaces = ["pid", "mount", "uts", "ipc", "network", "cgroup"]
     linux = {
@@ -83,23 +97,24 @@ def sandbox_config(spec: Spec, *, rootfs: str, init: str, cgroups_path: str, max
         "rootfsPropagation": "private",
         "maskedPaths": _MASKED,
         "readonlyPaths": _READ_ONLY,
+        "seccomp": seccomp.profile(_CAPABILITIES),
+        "sysctl": _SYSCTLS,
     }
-    if filters := seccomp.profile():
-        linux["seccomp"] = filters
     return {
         "ociVersion": "1.0.2",
         "hostname": spec.id,
         "root": {"path": rootfs, "readonly": False},
-        "process": _process([INIT, "-P"], {}, "/", uid=0, gid=0),
-        "mounts": [*_file_systems(), _mount(INIT, "bind", init, ["bind", "rprivate", "ro"])],
+        "process": _process([INIT, "-P"], {}, "/", Identity(0, 0), no_new_privileges=no_new_privileges),
+        "mounts": [*_file_systems(spec.limits), _mount(INIT, "bind", init, ["bind", "rprivate", "ro"])],
         "linux": linux,
     }
 
 
-def process_config(command: ExecSpec, environment: Mapping[str, str], cwd: str, identity: Identity) -> dict[str, Any]:
+def process_config(
+    command: ExecSpec, environment: Mapping[str, str], cwd: str, identity: Identity, *, no_new_privileges: bool
+) -> dict[str, Any]:
     """The configuration of a process: what `exec --process` takes."""
-    process = _process(list(command.argv), environment, cwd, uid=identity.uid, gid=identity.gid)
-    process["user"]["additionalGids"] = list(identity.groups)
+    process = _process(command.argv, environment, cwd, identity, no_new_privileges=no_new_privileges)
     if command.terminal is not None:
         process["terminal"] = True
         process["consoleSize"] = {"width": command.terminal.columns, "height": command.terminal.rows}
@@ -114,23 +129,35 @@ def environment(spec: Spec, command: ExecSpec, identity: Identity) -> dict[str, 
     return {**default, **spec.env, **command.env}
 
 
-def _process(argv: Sequence[str], environment: Mapping[str, str], cwd: str, *, uid: int, gid: int) -> dict[str, Any]:
-    # Users other than root have no capability, but may get those of a file that they execute, were that not ruled out.
-    effective = _CAPABILITIES if uid == 0 else []
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    open_files = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+def _process(
+    argv: Sequence[str], environment: Mapping[str, str], cwd: str, identity: Identity, *, no_new_privileges: bool
+) -> dict[str, Any]:
+    # Users other than root have no capability, but get those of a file that they execute: sudo is one.
+    effective = _CAPABILITIES if identity.uid == 0 else []
     return {
-        "args": argv,
+        "args": list(argv),
         "env": [f"{name}={value}" for name, value in environment.items()],
         "cwd": cwd,
-        "user": {"uid": uid, "gid": gid, "umask": 0o022},
-        "noNewPrivileges": True,
+        "user": {
+            "uid": identity.uid,
+            "gid": identity.gid,
+            "umask": 0o022,
+            "additionalGids": list(identity.groups),
+        },
+        "noNewPrivileges": no_new_privileges,
         "capabilities": {"bounding": _CAPABILITIES, "permitted": effective, "effective": effective},
         "rlimits": [
-            {"type": "RLIMIT_NOFILE", "soft": open_files, "hard": open_files},
-            {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
+            _limit("RLIMIT_NOFILE", resource.RLIMIT_NOFILE, _SOFT_OPEN_FILES),
+            _limit("RLIMIT_CORE", resource.RLIMIT_CORE, 0),
         ],
     }
+
+
+def _limit(name: str, number: int, soft: int) -> dict[str, Any]:
+    """A limit whose hard part is the agent's own: to raise that takes CAP_SYS_RESOURCE."""
+    _soft, hard = resource.getrlimit(number)
+    hard = _UNLIMITED if hard == resource.RLIM_INFINITY else hard
+    return {"type": name, "soft": min(soft, hard), "hard": hard}
 
 
 def _resources(limits: ResourceLimits, max_processes: int) -> dict[str, Any]:
@@ -154,7 +181,7 @@ def _counts_swap() -> bool:
     return Path("/proc/swaps").exists() and "swapaccount=0" not in Path("/proc/cmdline").read_text().split()
 
 
-def _file_systems() -> list[dict[str, Any]]:
+def _file_systems(limits: ResourceLimits) -> list[dict[str, Any]]:
     safe = ["nosuid", "noexec", "nodev"]
     return [
         _mount("/proc", "proc", "proc", safe),
@@ -162,7 +189,8 @@ def _file_systems() -> list[dict[str, Any]]:
         _mount(
             "/dev/pts", "devpts", "devpts", ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]
         ),
-        _mount("/dev/shm", "tmpfs", "shm", [*safe, "mode=1777", "size=65536k"]),  # noqa: S108  the sandbox's
+        # What is written there counts as memory of the sandbox, so its limit is the only bound that is needed.
+        _mount("/dev/shm", "tmpfs", "shm", [*safe, "mode=1777", f"size={limits.memory_mib}m"]),  # noqa: S108  its own
         _mount("/dev/mqueue", "mqueue", "mqueue", safe),
         _mount("/sys", "sysfs", "sysfs", [*safe, "ro"]),
         _mount("/sys/fs/cgroup", "cgroup", "cgroup", [*safe, "relatime", "ro"]),

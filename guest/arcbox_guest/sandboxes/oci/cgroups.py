@@ -19,6 +19,7 @@ import select
 import signal
 import time
 from contextlib import closing, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -29,7 +30,6 @@ from arcbox_guest.sandboxes.model import Statistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from arcbox_guest.sandboxes.oci.hierarchies import Hierarchies
 
@@ -61,8 +61,11 @@ class ProcessGroup:
         self.entry.mkdir(exist_ok=self.entry == self.path, parents=True)
 
     def enter(self, pid: int) -> None:
-        """Put the client there."""
+        """Put the client there. It, and what it starts, is no more worth keeping than any process of the guest."""
         (self.entry / "cgroup.procs").write_text(str(pid))
+        adjustment = Path(f"/proc/{pid}/oom_score_adj")
+        if int(adjustment.read_text()) < 0:  # the agent's own, inherited; to lower one takes a capability
+            adjustment.write_text("0")
 
     def kill(self) -> None:
         """Kill them all. What has been removed is killed already."""

@@ -17,7 +17,7 @@ from attrs import define, evolve, field, frozen
 from arcbox_guest.child import PidFd
 from arcbox_guest.errors import ConflictError, GuestError, NotSupportedError, UnavailableError
 from arcbox_guest.network.addresses import Lease
-from arcbox_guest.sandboxes.oci import bundle, cgroups, hierarchies
+from arcbox_guest.sandboxes.oci import bundle, cgroups, etc, hierarchies
 from arcbox_guest.sandboxes.oci.cgroups import CLIENTS, SandboxCgroups
 from arcbox_guest.sandboxes.oci.images import Images
 from arcbox_guest.sandboxes.oci.mounts import Sources, Stage
@@ -27,7 +27,7 @@ from arcbox_guest.sandboxes.oci.sandbox import LiveSandbox
 from arcbox_guest.sandboxes.oci.trees import remove_tree
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
     from arcbox_guest.network.network import SandboxNetwork
     from arcbox_guest.sandboxes.driver import Process
@@ -81,6 +81,9 @@ class OciDriver:
 
     network: SandboxNetwork | None = None
     """Connects sandboxes that have a lease."""
+
+    no_new_privileges: bool = False
+    """Whether set-user-ID programs and file capabilities give nothing in them."""
 
     name: str = field(init=False, default="oci")
     _equipment: Equipment | None = field(init=False, default=None)
@@ -221,6 +224,7 @@ class OciDriver:
             watch=watch,
             runtime=equipment.runtime,
             namespace=equipment.namespace,
+            no_new_privileges=self.no_new_privileges,
         )
         self._live[spec.id].cgroups.adopt(init)
         if spec.lease and self.network is not None:
@@ -233,6 +237,7 @@ class OciDriver:
         """Have everything ready for the runtime; the group for its client."""
         stage.directory.mkdir(mode=0o700)
         stage.mount_root(lower)
+        stage.write_etc(self._etc(spec))
         stage.mount_binds(mounts, spec.mounts)
         groups = self._cgroups(equipment, spec.id)
         config = bundle.sandbox_config(
@@ -241,9 +246,16 @@ class OciDriver:
             init=equipment.init,
             cgroups_path=groups.runtime_path,
             max_processes=self.max_processes,
+            no_new_privileges=self.no_new_privileges,
         )
         (stage.directory / "config.json").write_text(json.dumps(config))
         return groups.create()
+
+    def _etc(self, spec: Spec) -> Mapping[str, str]:
+        if not spec.lease or self.network is None:
+            return etc.files(spec.id)
+        address = str(Lease.parse(spec.lease).address)
+        return etc.files(spec.id, address=address, nameservers=self.network.nameservers())
 
     async def _stop(self, equipment: Equipment, sandbox_id: str) -> None:
         groups = self._cgroups(equipment, sandbox_id)

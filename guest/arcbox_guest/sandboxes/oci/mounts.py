@@ -16,10 +16,11 @@ from attrs import define, field
 
 from arcbox_guest import linux
 from arcbox_guest.errors import GuestError, InvalidArgumentError
+from arcbox_guest.sandboxes.oci import etc
 from arcbox_guest.sandboxes.oci.root_files import open_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from arcbox_guest.sandboxes.model import BindMount
@@ -110,6 +111,15 @@ class Stage:
         except OSError as error:
             raise GuestError(f"the overlay in {self.directory} can't be mounted: {error.strerror}") from error
         self._mounted.append(self.rootfs)
+
+    def write_etc(self, contents: Mapping[str, str]) -> None:
+        """Put files into the /etc of the root file system, by their names.
+
+        Raises:
+            OSError: there is no room for them.
+        """
+        with open_path(str(self.rootfs)) as root:
+            etc.write(root, contents)
 
     def mount_binds(self, mounts: Sequence[int], binds: Sequence[BindMount]) -> None:
         """Hang mounts, which hang nowhere yet, into the root file system, one after the other.

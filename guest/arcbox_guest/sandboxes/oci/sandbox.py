@@ -53,6 +53,7 @@ class LiveSandbox:
 
     _runtime: Runtime
     _namespace: MountNamespace
+    _no_new_privileges: bool
     stopped: bool = field(init=False, default=False)
     """Whether it was asked to end."""
 
@@ -133,8 +134,8 @@ class LiveSandbox:
             lookup.check(
                 root, command.argv[0], working_dir=cwd, path=environment.get("PATH", bundle.PATH), identity=identity
             )
-        configuration = json.dumps(bundle.process_config(command, environment, cwd, identity)).encode()
-        return self._start_client(command, group, configuration)
+        config = bundle.process_config(command, environment, cwd, identity, no_new_privileges=self._no_new_privileges)
+        return self._start_client(command, group, json.dumps(config).encode())
 
     def _start_client(self, command: ExecSpec, group: ProcessGroup, configuration: bytes) -> Started:
         name = group.path.name

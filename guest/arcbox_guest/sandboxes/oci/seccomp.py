@@ -1,16 +1,21 @@
 """The system calls that processes in sandboxes may make.
 
-Like docker's profile in what it is for: everything that programs need, and nothing that reaches past a container, that
-only an administrator needs, or that has been a way out of containers. What is not named does not exist (ENOSYS), so
+What podman and buildah allow, less what reaches past a sandbox: mounts, namespaces, io_uring, vsock. Where their
+profile is not installed, a list of our own stands in, which is as strict. What is not named does not exist (ENOSYS), so
 that programs fall back to what does; what programs are known to probe for as root is forbidden (EPERM).
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import platform
 import socket
-from typing import Any, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Mapping
 
 _FILES: Final = """
     access chdir chmod chown chown32 close close_range copy_file_range creat dup dup2 dup3 faccessat faccessat2
@@ -84,30 +89,71 @@ forbidden by its name: else libseccomp would allow it along with socket, which C
 _INT: Final = 0xFFFF_FFFF
 """The bits that the kernel takes of an int. A filter sees 64 of them, and the others are the caller's to choose."""
 
+_COMMON: Final = Path("/usr/share/containers/seccomp.json")
+"""The profile of podman and buildah, of Debian's package golang-github-containers-common."""
+
 _ARCHITECTURES: Final = {
-    "x86_64": ("SCMP_ARCH_X86_64", "SCMP_ARCH_X86"),
-    "aarch64": ("SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"),
+    "x86_64": ("amd64", ("SCMP_ARCH_X86_64", "SCMP_ARCH_X86")),
+    "aarch64": ("arm64", ("SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM")),
 }
+"""By uname(2): as the common profile calls them, and what a filter is for, 32 bits too. One that is not here has a
+filter for its own calls only: that stops a program of another architecture at its first call."""
+
+_ALLOW: Final = "SCMP_ACT_ALLOW"
 
 
-def profile(machine: str = platform.machine()) -> dict[str, Any] | None:
-    """The profile, as `linux.seccomp` of an OCI config; None for an architecture that it was not written for."""
-    if machine not in _ARCHITECTURES:
-        return None
-    names = f"{_FILES} {_MEMORY} {_PROCESSES} {_WAITING_AND_TIME} {_TALKING}".split()
-    allowed = "SCMP_ACT_ALLOW"
-    return {
+def profile(capabilities: Container[str], machine: str = platform.machine(), common: Path = _COMMON) -> dict[str, Any]:
+    """The profile, as `linux.seccomp` of an OCI config.
+
+    Args:
+        capabilities: that root of the sandbox has.
+        machine: the architecture, as uname(2) has it.
+        common: what containers are allowed elsewhere. Where there is no such file, a list of our own stands in.
+    """
+    name, architectures = _ARCHITECTURES.get(machine, ("", ()))
+    ours = f"{_FILES} {_MEMORY} {_PROCESSES} {_WAITING_AND_TIME} {_TALKING}".split()
+    allowed = _common_rules(common, name, capabilities) or [{"names": ours, "action": _ALLOW}]
+    found: dict[str, Any] = {
         "defaultAction": "SCMP_ACT_ERRNO",
         "defaultErrnoRet": errno.ENOSYS,
-        "architectures": list(_ARCHITECTURES[machine]),
         "syscalls": [
-            {"names": names, "action": allowed},
+            *allowed,
             # clone3 takes its flags where a filter can't see them; without it, programs use clone.
-            {"names": ["clone"], "action": allowed, "args": [_masked(0, _NAMESPACES, 0)]},
-            *({"names": ["socket"], "action": allowed, "args": [_masked(0, _INT, family)]} for family in _FAMILIES),
+            {"names": ["clone"], "action": _ALLOW, "args": [_masked(0, _NAMESPACES, 0)]},
+            *({"names": ["socket"], "action": _ALLOW, "args": [_masked(0, _INT, family)]} for family in _FAMILIES),
             {"names": _FORBIDDEN.split(), "action": "SCMP_ACT_ERRNO", "errnoRet": errno.EPERM},
         ],
     }
+    if architectures:
+        found["architectures"] = list(architectures)
+    return found
+
+
+def _common_rules(path: Path, architecture: str, capabilities: Container[str]) -> list[dict[str, Any]]:
+    """What the common profile allows, less what is decided here: it lets any family of sockets through, and mounts.
+
+    Nothing when the file is not there, or can't be understood.
+    """
+    decided = {"clone", "clone3", "socket", *_FORBIDDEN.split()}
+    rules = []
+    try:
+        for rule in json.loads(path.read_text())["syscalls"]:
+            names = [name for name in rule["names"] if name not in decided]
+            if names and rule["action"] == _ALLOW and _applies(rule, architecture, capabilities):
+                rules.append({"names": names, "action": _ALLOW, "args": rule.get("args") or []})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    return rules
+
+
+def _applies(rule: Mapping[str, Any], architecture: str, capabilities: Container[str]) -> bool:
+    needs, excluded = rule.get("includes") or {}, rule.get("excludes") or {}
+    return (
+        architecture in needs.get("arches", [architecture])
+        and architecture not in excluded.get("arches", [])
+        and all(name in capabilities for name in needs.get("caps", []))
+        and not any(name in capabilities for name in excluded.get("caps", []))
+    )
 
 
 def _masked(index: int, mask: int, value: int) -> dict[str, Any]:
