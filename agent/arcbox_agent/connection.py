@@ -1,8 +1,7 @@
-"""One connection: bytes in, frames through a memory channel, commands, replies out. One nursery holds it all.
+"""One connection: bytes in, frames, commands, replies out. One nursery holds it all.
 
-Two tasks do the quick part. The reader turns what one receive brought into a batch of frames; the dispatcher answers
-the batch and sends the replies as one. Whatever takes longer, streams and slow commands, runs in a nursery within.
-The peer going away cancels everything, and that is all the clean-up there is.
+The connection's task takes a batch of frames from the reader, answers it and sends the replies as one. Streams and slow
+commands run in the nursery beside it. The peer going away cancels everything, and that is all the clean-up there is.
 """
 
 from __future__ import annotations
@@ -15,29 +14,26 @@ from attrs import define, field
 
 from arcbox_agent.dispatcher import Dispatcher
 from arcbox_agent.reader import FrameReader
-from arcbox_agent.request_context import Activity, current_activity
-from arcbox_agent.streams import Streams
+from arcbox_agent.request_context import current_peer
 from arcbox_agent.writer import FrameWriter
-from arcbox_protocol import ErrorReply, Frame, FrameDecoder, MessageType, encode_frame
+from arcbox_protocol import ErrorReply, FrameDecoder, MessageType, encode_frame
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from arcbox_agent.settings import Limits
     from arcbox_agent.transport import Transport
     from arcbox_handlers import Context, Registry
 
 log = logging.getLogger(__name__)
 
-_READ_AHEAD = 1
-"""Batches of frames that may wait while the dispatcher is busy."""
-
 _LINGER = 1.0
 """Seconds in which a peer that is sent away may read why, before the socket closes under it."""
 
 
 async def send_away(transport: Transport, complaint: ErrorReply) -> None:
-    """Tell a peer why its connection ends, and end it. Closing with its bytes unread could take the words back."""
+    """Tell a peer why its connection ends, and end it.
+
+    Closing a socket with bytes of the peer's unread resets the connection, and could take the words back.
+    """
     log.info("connection refused", extra={"code": complaint.code, "reason": complaint.message})
     with trio.move_on_after(_LINGER):
         await transport.send(encode_frame(MessageType.Error, "", complaint.encode()))
@@ -58,15 +54,11 @@ class Connection:
     _peer: str
     """Who it is, for the log."""
 
-    _activity: Activity = field(init=False)
     _reader: FrameReader = field(init=False)
-    _batches: trio.MemoryReceiveChannel[list[Frame]] = field(init=False)
 
-    def __attrs_post_init__(self) -> None:
-        limits = self._limits
-        self._activity = Activity(self._peer)
-        batches, self._batches = trio.open_memory_channel[list[Frame]](_READ_AHEAD)
-        self._reader = FrameReader(self._transport, FrameDecoder(limits.max_frame), limits.frame_timeout, batches)
+    @_reader.default
+    def _make_reader(self) -> FrameReader:
+        return FrameReader(self._transport, FrameDecoder(self._limits.max_frame), self._limits.frame_timeout)
 
     def drain(self) -> None:
         """Take no more requests; `serve` returns once those that were taken are answered."""
@@ -74,7 +66,7 @@ class Connection:
 
     async def serve(self) -> None:
         """Answer requests until the peer is gone, or can't be understood, or `drain`; close the transport then."""
-        current_activity.set(self._activity)
+        current_peer.set(self._peer)
         log.debug("connected")
         try:
             await self._serve()
@@ -87,28 +79,14 @@ class Connection:
 
     async def _serve(self) -> None:
         async with trio.open_nursery() as connection:
-            connection.start_soon(self._work, connection.cancel_scope.cancel)
-            await self._reader.run()
-
-    async def _work(self, end: Callable[[], None]) -> None:
-        # The task that every request wakes: the fewer frames it has, the less there is to go through each time.
-        async with trio.open_nursery() as work:
-            await self._dispatcher(work).run(self._batches)
-            if self._reader.complaint is not None:
-                work.cancel_scope.cancel()
+            async with trio.open_nursery() as work:
+                await Dispatcher(
+                    self._registry, self._context, self._limits, self._reader, FrameWriter(self._transport), work
+                ).run()
+                if self._reader.complaint is not None:
+                    work.cancel_scope.cancel()
+                elif work.child_tasks:
+                    connection.start_soon(self._reader.wait_peer_gone)
+            connection.cancel_scope.cancel()
         if self._reader.complaint is not None:
             await send_away(self._transport, self._reader.complaint)
-        end()
-
-    def _dispatcher(self, work: trio.Nursery) -> Dispatcher:
-        writer = FrameWriter(self._transport)
-        return Dispatcher(
-            self._registry,
-            self._context,
-            self._reader,
-            writer,
-            Streams(writer),
-            work,
-            trio.Semaphore(self._limits.max_concurrent_requests),
-            self._activity,
-        )

@@ -11,30 +11,28 @@ from typing import TYPE_CHECKING, Any
 import trio
 from attrs import define, field
 
-from arcbox_agent.first_wait import with_first_wait
-from arcbox_agent.request_context import Activity, current_activity
-from arcbox_handlers import Acknowledgement, CommandError, FileReply, StreamCommand, UnaryCommand, error_reply
+from arcbox_agent.request_context import current_request
+from arcbox_agent.streams import Streams
+from arcbox_handlers import Acknowledgement, CommandError, FileReply, Reply, error_reply
 from arcbox_protocol import EXCHANGES, ErrorReply, MessageType, encode_frame
 from arcbox_protocol.errors import ErrorCode, RemoteProtocolError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from google.protobuf.message import Message
 
     from arcbox_agent.reader import FrameReader
-    from arcbox_agent.streams import OpenStream, Streams
+    from arcbox_agent.settings import Limits
+    from arcbox_agent.streams import OpenStream
     from arcbox_agent.writer import FrameWriter
-    from arcbox_handlers import Context, QuickCommand, Registry, Route
+    from arcbox_handlers import Context, QuickCommand, Registry, Reply, Route, StreamCommand, UnaryCommand
     from arcbox_protocol import Frame
 
 log = logging.getLogger(__name__)
 
 _REPLIES_PER_WRITE = 64
-"""Quick requests of one batch answered in a row before the other connections get their turn."""
-
-_BATCHES_PER_TURN = 16
-"""Batches answered without waiting before the other connections get their turn."""
+"""Quick requests of one batch that are answered in a row before the other connections get their turn."""
 
 
 @define(eq=False)
@@ -43,17 +41,15 @@ class Dispatcher:
 
     _registry: Registry
     _context: Context
+    _limits: Limits
     _reader: FrameReader
     _writer: FrameWriter
-    _streams: Streams
     _nursery: trio.Nursery
     """Where streams and slow commands run."""
 
-    _beside: trio.Semaphore
+    _streams: Streams = field(init=False)
+    _slow: trio.Semaphore = field(init=False)
     """How many slow commands may still run beside the others."""
-
-    _activity: Activity
-    """Of the task that calls `run`."""
 
     _routes: Mapping[int, Route] = field(init=False)
     _times_quick: bool = field(init=False, factory=partial(log.isEnabledFor, logging.DEBUG))
@@ -62,79 +58,45 @@ class Dispatcher:
     _overtakable: set[str] = field(init=False, factory=set)
     """The trace ids of the slow commands that run beside the others."""
 
-    _dropped_for: str | None = field(init=False, default=None)
-    """The trace id of the input that was dropped last."""
+    def __attrs_post_init__(self) -> None:
+        self._streams = Streams(self._writer, self._limits.max_streams)
+        self._slow = trio.Semaphore(self._limits.max_concurrent_requests)
+        self._routes = self._registry.routes
 
-    @_routes.default
-    def _routes_of_registry(self) -> Mapping[int, Route]:
-        return self._registry.routes
+    async def run(self) -> None:
+        """Answer all that the reader brings, until there is no more.
 
-    async def run(self, batches: trio.MemoryReceiveChannel[list[Frame]]) -> None:
-        """Answer all that comes through the channel, until the reader closes it."""
-        reader, writer, glances = self._reader, self._writer, 0
-        with batches, suppress(trio.EndOfChannel):
+        Raises:
+            trio.BrokenResourceError: the peer is gone.
+        """
+        with suppress(trio.EndOfChannel):
             while True:
-                if reader.lent and reader.glance():
-                    batch = batches.receive_nowait()
-                    glances += 1
-                    if glances % _BATCHES_PER_TURN == 0:
-                        await trio.lowlevel.checkpoint()
-                elif not reader.lent:  # perhaps since that glance
-                    batch = await self._from_task(batches)
-                else:
-                    try:
-                        await reader.readable()
-                    except trio.ClosedResourceError:  # `lent` is false now
-                        continue
-                    if not reader.look():
-                        continue
-                    batch = batches.receive_nowait()
-                reply = self._reply_at_once(batch)
-                if reply is None:
-                    await self._answer(batch)
-                elif (sent := writer.write_nowait(reply)) < len(reply):
-                    await writer.finish((reply,), sent)
-
-    async def _from_task(self, batches: trio.MemoryReceiveChannel[list[Frame]]) -> list[Frame]:
-        with suppress(trio.WouldBlock):
-            return batches.receive_nowait()
-        self._reader.dispatcher_idle()
-        return await batches.receive()
-
-    def _reply_at_once(self, batch: list[Frame]) -> bytes | None:
-        """The reply to a batch that is one quick request, as it is in a conversation; None for any other batch."""
-        if len(batch) != 1:
-            return None
-        frame = batch[0]
-        route = self._routes.get(frame.type)
-        if route is None or (command := route.quick) is None:
-            return None
-        return self._answer_quick(command, route, frame)
+                await self._answer(await self._reader.next_batch())
 
     async def _answer(self, batch: list[Frame]) -> None:
+        """Answer frames in order; the replies to quick requests are joined into one write."""
         replies: list[bytes] = []
         for frame in batch:
+            current_request.set(frame)
             route = self._routes.get(frame.type)
-            if route is not None and (command := route.quick) is not None:
-                replies.append(self._answer_quick(command, route, frame))
-                if len(replies) == _REPLIES_PER_WRITE:
-                    await self._writer.write(*replies)
-                    replies.clear()
-                    await trio.lowlevel.checkpoint()
-                continue
+            if route is not None and route.quick is not None:
+                replies.append(self._answer_quick(route.quick, route, frame))
+                if len(replies) < _REPLIES_PER_WRITE:
+                    continue
+                await trio.lowlevel.checkpoint()
             if replies:
                 await self._writer.write(*replies)
                 replies.clear()
-            self._activity.request = frame
             if route is None:
                 await self._answer_unroutable(frame)
-            else:
-                await self._start(route, frame)
+            elif route.stream is not None:
+                await self._start_stream(route.stream, route, frame)
+            elif route.unary is not None:
+                await self._start(route.unary, route, frame)
         if replies:
             await self._writer.write(*replies)
 
     def _answer_quick(self, command: type[QuickCommand[Any]], route: Route, frame: Frame) -> bytes:
-        self._activity.request = frame
         started = perf_counter() if self._times_quick else None
         try:
             answer = _encode(route, frame, command(route.parse(frame.payload))(self._context))
@@ -144,87 +106,93 @@ class Dispatcher:
             _log_done(logging.DEBUG, started)
         return answer
 
-    async def _start(self, route: Route, frame: Frame) -> None:
-        if (stream := route.stream) is not None:
-            await self._start_stream(stream, route, frame)
-        elif (command := route.unary) is not None:
-            if command.slow and self._may_be_overtaken(frame.trace_id):
-                await self._start_beside(command, route, frame)
-            else:
-                await self._run(command, route, frame, self._reader.dispatcher_busy)
+    async def _start(self, kind: type[UnaryCommand[Any]], route: Route, frame: Frame) -> None:
+        """Carry a request out in turn; or beside the others, if it is slow and they may overtake it."""
+        started = perf_counter()
+        try:
+            command = kind(route.parse(frame.payload))
+            reply = command.at_once(self._context)
+        except Exception as error:  # noqa: BLE001  as in `_answer_quick`
+            await self._writer.write(_error_frame(frame, error))
+            return
+        if reply is not None:
+            await self._send(reply, route, frame, started)
+        elif command.slow and self._may_be_overtaken(frame.trace_id):
+            await self._start_beside(command, route, frame, started)
+        else:
+            async with self._reader.reading_ahead():
+                outcome = await self._carry_out(command)
+            await self._send(outcome, route, frame, started)
 
     def _may_be_overtaken(self, trace_id: str) -> bool:
         return trace_id != "" and trace_id not in self._overtakable and not self._streams.has(trace_id)
 
-    async def _start_beside(self, command: type[UnaryCommand[Any]], route: Route, frame: Frame) -> None:
+    async def _start_beside(self, command: UnaryCommand[Any], route: Route, frame: Frame, started: float) -> None:
         try:
-            self._beside.acquire_nowait()
+            self._slow.acquire_nowait()
         except trio.WouldBlock:
-            self._reader.dispatcher_busy()
-            await self._beside.acquire()
+            async with self._reader.reading_ahead():
+                await self._slow.acquire()
         self._overtakable.add(frame.trace_id)
-        self._nursery.start_soon(self._run_beside, command, route, frame)
+        self._nursery.start_soon(self._run_beside, command, route, frame, started)
 
-    async def _run_beside(self, command: type[UnaryCommand[Any]], route: Route, frame: Frame) -> None:
-        current_activity.set(Activity(self._activity.peer, frame))
+    async def _run_beside(self, command: UnaryCommand[Any], route: Route, frame: Frame, started: float) -> None:
         try:
-            await self._run(command, route, frame, _nothing)
+            await self._send(await self._carry_out(command), route, frame, started)
         finally:
             self._overtakable.discard(frame.trace_id)
-            self._beside.release()
+            self._slow.release()
 
-    async def _run(
-        self, command: type[UnaryCommand[Any]], route: Route, frame: Frame, waits: Callable[[], None]
-    ) -> None:
-        """Carry a request out; `waits` is called if its command has to wait for something."""
-        started = perf_counter()
+    async def _carry_out(self, command: UnaryCommand[Any]) -> Reply | Exception | None:
         try:
-            reply = await with_first_wait(command(route.parse(frame.payload))(self._context), waits)
-            message = reply.message if isinstance(reply, Acknowledgement) else reply
-            answer = message if isinstance(message, FileReply) else _encode(route, frame, message)
+            return await command(self._context)
         except Exception as error:  # noqa: BLE001  as in `_answer_quick`
-            await self._writer.write(_error_frame(frame, error))
-            return
-        if isinstance(answer, FileReply):
+            return error
+
+    async def _send(self, outcome: Reply | Exception | None, route: Route, frame: Frame, started: float) -> None:
+        """Send what became of a request that may have waited."""
+        message = outcome.message if isinstance(outcome, Acknowledgement) else outcome
+        if isinstance(message, FileReply):
             try:
-                await self._writer.write_file(route.reply_type, frame.trace_id, answer)
+                await self._writer.write_file(route.reply_type, frame.trace_id, message)
             finally:
-                answer.file.close()
+                message.file.close()
             _log_done(logging.DEBUG, started)  # one of many, as quick ones are
-        else:
-            await self._writer.write(answer)
-            _log_done(logging.INFO, started)
-        if isinstance(reply, Acknowledgement):
-            reply.then()
+            return
+        if isinstance(message, Exception):
+            await self._writer.write(_error_frame(frame, message))
+            return
+        await self._writer.write(_encode(route, frame, message))
+        _log_done(logging.INFO, started)
+        if isinstance(outcome, Acknowledgement):
+            outcome.then()
 
     async def _start_stream(self, command: type[StreamCommand[Any]], route: Route, frame: Frame) -> None:
         try:
             request = route.parse(frame.payload)
             stream = self._streams.open(route.reply_type, frame.trace_id, command.accepts)
         except (RemoteProtocolError, CommandError) as error:
+            self._streams.will_not_miss(frame.trace_id)
             await self._writer.write(_error_frame(frame, error))
-        else:
-            begun = trio.Event()
-            self._nursery.start_soon(self._run_stream, command(request), frame, stream, begun.set)
-            # What comes after it in the connection is handled after it has begun: who asks for events, and then for a
-            # sandbox, gets all the events of that.
-            await begun.wait()
+            return
+        self._nursery.start_soon(self._run_stream, command(request), frame, stream)
+        if command.observes:
+            async with self._reader.reading_ahead():
+                await stream.ready.wait()
 
-    async def _run_stream(
-        self, command: StreamCommand[Any], frame: Frame, stream: OpenStream, begun: Callable[[], None]
-    ) -> None:
-        current_activity.set(Activity(self._activity.peer, frame))
+    async def _run_stream(self, command: StreamCommand[Any], frame: Frame, stream: OpenStream) -> None:
         started = perf_counter()
         try:
-            await with_first_wait(command(self._context, stream), begun)
+            await command(self._context, stream)
         except Exception as error:
             if self._writer.broken and error_reply(error) is None:
                 raise  # it says perhaps only that the peer is gone: nothing is wrong, and nobody is there to be told
+            self._streams.will_not_miss(frame.trace_id)
             await self._writer.write(_error_frame(frame, error))
         else:
             _log_done(logging.INFO, started)
         finally:
-            begun()
+            stream.started()  # whoever still waits for that need not
             self._streams.close(stream)
 
     async def _answer_unroutable(self, frame: Frame) -> None:
@@ -235,24 +203,12 @@ class Dispatcher:
             return
         stream = self._streams.recipient(frame)
         if stream is None:
-            self._note_dropped(frame)
+            if self._streams.misses(frame) and not self._writer.broken:
+                log.warning("input dropped: it is for no stream that runs on this connection")
             return
-        try:
-            stream.inbox.send_nowait(frame)
-        except trio.WouldBlock:
-            self._reader.dispatcher_busy()
-            with suppress(trio.BrokenResourceError):  # the stream ended: nobody wants its input any more
-                await stream.inbox.send(frame)
-
-    def _note_dropped(self, frame: Frame) -> None:
-        """Log it, once for each stream: whoever feeds one that has ended may have much more for it."""
-        if frame.trace_id != self._dropped_for and not self._writer.broken:
-            self._dropped_for = frame.trace_id
-            log.warning("input dropped: it is for no stream that runs on this connection")
-
-
-def _nothing() -> None:
-    pass
+        if not stream.inputs.put_nowait(frame):
+            async with self._reader.reading_ahead():
+                await stream.inputs.put(frame)
 
 
 def _encode(route: Route, frame: Frame, message: Message | None) -> bytes:

@@ -1,13 +1,12 @@
-"""The reading half of a connection: bytes off the transport, batches of whole frames into the channel.
+"""The reading half of a connection: bytes off the transport, whole frames out, one batch for each receive.
 
-One at a time looks for more. In a conversation that is the dispatcher, by `FrameReader.look`: while it waits for the
-next batch anyway, a hop from task to task would cost as much as all the rest. Whenever it waits for something else, or
-a frame is only half there, it is the reader's own task, so that a peer that goes away or dawdles is always noticed.
+Whoever wants the next batch reads the socket itself (`FrameReader.next_batch`). While a command runs that may wait,
+nobody wants one: a task reads one batch ahead then, and notices a peer that leaves (`FrameReader.reading_ahead`).
 """
 
 from __future__ import annotations
 
-import math
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -17,172 +16,123 @@ from arcbox_protocol import ErrorReply
 from arcbox_protocol.errors import ErrorCode
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator
 
     from arcbox_agent.transport import Transport
     from arcbox_protocol import Frame, FrameDecoder
 
-_FAITH: Final = 3.0
-"""Looks that may find nothing, after which none is taken without waiting: with many connections that is the rule."""
-
-_FAITH_REGAINED: Final = 1 / 32
-"""Of a look, per batch that was waited for."""
+_READS_IN_A_ROW: Final = 3
+"""Receives that find something at once before the other connections get their turn. A peer that answers fast is served
+without a trip through the scheduler; with many such peers, each waits for all the others this many times."""
 
 
 @define(eq=False)
 class FrameReader:
-    """The only one who reads from its transport."""
+    """The only one who reads from its transport: at a time, one task waits for `next_batch` or is `reading_ahead`."""
 
     _transport: Transport
     _decoder: FrameDecoder
     _frame_timeout: float
     """Seconds in which a frame that was begun must be whole."""
 
-    _batches: trio.MemorySendChannel[list[Frame]]
-    complaint: ErrorReply | None = field(init=False, default=None)
-    """After `run`: what the peer did that ends the connection, in words for the peer."""
+    _ahead: trio.MemorySendChannel[list[Frame]] | None = field(init=False, default=None)
+    _batches: trio.MemoryReceiveChannel[list[Frame]] | None = field(init=False, default=None)
+    """The two ends of the channel for what is read ahead. Most connections never need one."""
 
-    lent: bool = field(init=False, default=False)
-    """Whether it is the dispatcher's to look for more, as soon as it has nothing else to do. The channel is empty."""
+    _frame_deadline: float | None = field(init=False, default=None)
+    """When the frame that was begun must be whole, in Trio's time; None when none was, or nobody waited for it yet."""
 
-    readable: Callable[[], Awaitable[None]] = field(init=False)
-    """For the dispatcher: waits until it pays to `look`. Raises trio.ClosedResourceError when that never will."""
-
-    _resting: trio.lowlevel.Task | None = field(init=False, default=None)
-    """The task, while it leaves that to the dispatcher."""
-
-    _dispatcher_idle: bool = field(init=False, default=False)
-    """Whether the dispatcher waits for the task to bring something."""
-
-    _faith: float = field(init=False, default=_FAITH)
-    _scope: trio.CancelScope = field(init=False, factory=trio.CancelScope)
-    _timer_runs: bool = field(init=False, default=False)
+    _timed_out: bool = field(init=False, default=False)
     _stopped: bool = field(init=False, default=False)
+    _reads: int = field(init=False, default=0)
+    """Receives since one had to be waited for."""
 
-    @readable.default
-    def _readable(self) -> Callable[[], Awaitable[None]]:
-        return self._transport.readable
+    @property
+    def complaint(self) -> ErrorReply | None:
+        """What the peer did that ends the connection, in words for the peer."""
+        if self._timed_out:
+            text = f"a frame was begun and not finished within {self._frame_timeout:g} s"
+            return ErrorReply(ErrorCode.TIMED_OUT, text)
+        fault = self._decoder.fault
+        return ErrorReply(fault.code, str(fault)) if fault is not None else None
 
-    def glance(self) -> bool:
-        """`look`, if there is hope: a peer in a conversation writes again as soon as it has its reply."""
-        if self._faith <= 0:
-            return False
-        if self.look():
-            self._faith = _FAITH
-            return True
-        self._faith -= 1
-        return False
-
-    def look(self) -> bool:
-        """For the dispatcher: whether there was a batch, which is in the channel now. Not if `lent` is false, then."""
-        try:
-            data = self._transport.receive_nowait()
-        except trio.BrokenResourceError:  # which the task meets again when it looks for itself
-            self.lent = False
-            return False
-        if data is None:
-            return False
-        frames = self._decoder.feed(data)
-        if not frames:  # no more will come, or a frame is only half there
-            self.lent = False
-            return False
-        self.lent = self._decoder.is_between_frames
-        if self._faith < _FAITH:
-            self._faith += _FAITH_REGAINED
-        self._batches.send_nowait(frames)
-        return True
-
-    def dispatcher_idle(self) -> None:
-        """The dispatcher waits for the next batch, which is not in the channel yet: the task has to bring it."""
-        self._dispatcher_idle = True
-        self._end_rest()
-
-    def dispatcher_busy(self) -> None:
-        """The dispatcher waits for something else."""
-        self._end_rest()
-
-    def stop(self) -> None:
-        """Read no more; what was handed over already is still answered."""
-        self._stopped = True
-        if self._resting is not None:
-            self._transport.interrupt()
-        self._scope.cancel()
-
-    async def run(self) -> None:
-        """Read until the peer sends no more, can't be understood, or `stop`; close the channel then.
-
-        A peer that stopped sending may still wait for replies, so this goes on until it is gone altogether.
+    async def next_batch(self) -> list[Frame]:
+        """The next frames, at least one.
 
         Raises:
+            trio.EndOfChannel: there are no more: the peer sends none, did something wrong (`complaint`), or `stop`.
             trio.BrokenResourceError: the peer is gone.
         """
-        with self._batches:
-            with self._scope:
-                await self._read()
-            if self._scope.cancelled_caught and not self._stopped:
-                text = f"a frame was begun and not finished within {self._frame_timeout:g} s"
-                self.complaint = ErrorReply(ErrorCode.TIMED_OUT, text)
-            elif self._decoder.fault is not None:
-                self.complaint = ErrorReply(self._decoder.fault.code, str(self._decoder.fault))
-        if self.complaint is None:
-            await self._peer_gone()
+        if self._batches is not None:
+            with suppress(trio.WouldBlock):
+                return self._batches.receive_nowait()
+        return await self._read()
 
-    async def _read(self) -> None:
-        transport, decoder = self._transport, self._decoder
-        while decoder.fault is None and (data := transport.receive_nowait()) != b"":
-            if data and (frames := self._decode(data)) and await self._hand_over(frames):
-                await self._rest()
-                continue
-            if decoder.fault is not None:
-                return
-            if decoder.has_partial:
-                self._start_timer()
-            await transport.readable()
+    @asynccontextmanager
+    async def reading_ahead(self) -> AsyncIterator[None]:
+        """Have the next batch read, while the caller waits for something else than `next_batch`.
 
-    def _decode(self, data: bytes) -> list[Frame]:
-        frames = self._decoder.feed(data)
-        if frames and self._timer_runs:  # moving a deadline, even to where it is, costs as much as to answer a ping
-            self._scope.deadline, self._timer_runs = math.inf, False
-        return frames
+        Raises:
+            trio.BrokenResourceError: in a group: the peer is gone, and what ran in the context was cancelled.
+        """
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._read_ahead)
+            yield
+            nursery.cancel_scope.cancel()
 
-    async def _hand_over(self, frames: list[Frame]) -> bool:
-        """Give the dispatcher a batch; whether it waited for it, and so can look for the next one itself."""
-        was_idle, self._dispatcher_idle = self._dispatcher_idle, False
-        try:
-            self._batches.send_nowait(frames)
-        except trio.WouldBlock:
-            await self._hand_over_patiently(frames)
-        return was_idle
+    async def wait_peer_gone(self) -> None:
+        """Wait until the peer is gone altogether; one that only stopped sending may still want its replies.
 
-    def _start_timer(self) -> None:
-        """Give a frame its time. It only runs while we wait for more: what the agent does is not the peer's fault."""
-        if not self._timer_runs:
-            self._scope.deadline, self._timer_runs = trio.current_time() + self._frame_timeout, True
-
-    async def _hand_over_patiently(self, frames: list[Frame]) -> None:
-        with trio.CancelScope(shield=True):  # from `stop` only: these frames were read, so they get answered
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._peer_gone)
-                await self._batches.send(frames)
-                nursery.cancel_scope.cancel()
-
-    async def _rest(self) -> None:
-        """Wait until the dispatcher waits."""
-        self.lent = self._decoder.is_between_frames
-        self._resting = trio.lowlevel.current_task()
-        await trio.lowlevel.wait_task_rescheduled(self._abort_rest)
-
-    def _end_rest(self) -> None:
-        self.lent = False
-        task, self._resting = self._resting, None
-        if task is not None:
-            trio.lowlevel.reschedule(task)
-
-    def _abort_rest(self, _raise_cancel: object) -> trio.lowlevel.Abort:
-        self.lent, self._resting = False, None
-        return trio.lowlevel.Abort.SUCCEEDED
-
-    async def _peer_gone(self) -> None:
-        await self._transport.hang_up()
+        Raises:
+            trio.BrokenResourceError: always, then.
+        """
+        await self._transport.wait_hangup()
         where = "in the middle of a frame" if self._decoder.has_partial else "between frames"
         raise trio.BrokenResourceError(f"the peer closed the connection {where}")
+
+    def stop(self) -> None:
+        """Read no more. Batches that were read already are still handed out."""
+        self._stopped = True
+        self._transport.interrupt()
+
+    async def _read_ahead(self) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()  # what ran in the context had not to wait
+        if self._ahead is None:
+            self._ahead, self._batches = trio.open_memory_channel[list["Frame"]](1)
+        if self._ahead.statistics().current_buffer_used == 0:
+            with suppress(trio.EndOfChannel):
+                self._ahead.send_nowait(await self._read())
+        await self.wait_peer_gone()
+
+    async def _read(self) -> list[Frame]:
+        """Receive until that completes a frame. Raises as `next_batch` does, and again whenever it is called again."""
+        transport, decoder = self._transport, self._decoder
+        if self._reads >= _READS_IN_A_ROW:
+            self._reads = 0
+            await trio.lowlevel.checkpoint()
+        while decoder.fault is None and not self._timed_out and not self._stopped:
+            data = transport.receive_nowait()
+            if data is None:
+                await self._wait_readable()
+            elif not data:
+                break
+            elif frames := decoder.feed(data):
+                self._frame_deadline = None
+                self._reads += 1
+                return frames
+        raise trio.EndOfChannel
+
+    async def _wait_readable(self) -> None:
+        """Wait for more, no longer than a frame that was begun has time. That runs only while somebody waits here."""
+        self._reads = 0
+        try:
+            if not self._decoder.has_partial:
+                await self._transport.readable()
+                return
+            if self._frame_deadline is None:
+                self._frame_deadline = trio.current_time() + self._frame_timeout
+            with trio.CancelScope(deadline=self._frame_deadline) as scope:
+                await self._transport.readable()
+            self._timed_out = scope.cancelled_caught
+        except trio.ClosedResourceError:  # by `stop`
+            return

@@ -1,40 +1,33 @@
-"""What the log says of every record without being told: whose request it was written for."""
+"""What the log says of every record without being told: whose request it was written for.
+
+Both are immutable values in context variables, so a task that is started for a request keeps that request's, whatever
+its connection goes on to.
+"""
 
 from __future__ import annotations
 
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
-from attrs import define
-
 from arcbox_protocol import EXCHANGES
 
 if TYPE_CHECKING:
     from arcbox_protocol import Frame
 
+current_peer: ContextVar[str | None] = ContextVar("current_peer", default=None)
+"""The peer of the connection that the running task belongs to; None outside of connections."""
 
-@define(eq=False)
-class Activity:
-    """What a task works on. Another task that works on something else has another one."""
-
-    peer: str
-    """Of the connection that the task belongs to."""
-
-    request: Frame | None = None
-    """The frame itself, since this changes with every ping: it must cost next to nothing."""
-
-
-current_activity: ContextVar[Activity | None] = ContextVar("current_activity", default=None)
-"""The running task's; None outside of connections."""
+current_request: ContextVar[Frame | None] = ContextVar("current_request", default=None)
+"""The frame of the request that the running task works on. The frame itself: it is set for every ping."""
 
 
 def request_fields() -> dict[str, str]:
     """The fields that a log record gets from where it was written: peer, request type, trace id."""
-    activity = current_activity.get()
-    if activity is None:
+    peer = current_peer.get()
+    if peer is None:
         return {}
-    fields = {"peer": activity.peer}
-    request = activity.request
+    fields = {"peer": peer}
+    request = current_request.get()
     if request is not None:
         exchange = EXCHANGES.get(request.type)
         fields["request"] = exchange.request.name if exchange else f"0x{request.type:04X}"

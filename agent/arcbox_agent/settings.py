@@ -133,6 +133,9 @@ class Limits:
     max_concurrent_requests: int = setting(
         64, "Slow requests that one connection may have running beside its other ones.", _COUNT
     )
+    max_streams: int = setting(
+        1024, "Streams that may run on one connection at the same time. One more is answered with Error 503.", _COUNT
+    )
 
 
 @frozen(kw_only=True)

@@ -1,8 +1,14 @@
-"""The streams of one connection: their way back to the peer, and the input that finds its way to them."""
+"""The streams of one connection: their way back to the peer, and the input that finds its way to them.
+
+Opening, feeding and closing one costs the same however many there are.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from collections import defaultdict, deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
 
 import trio
 from attrs import define, field
@@ -17,8 +23,71 @@ if TYPE_CHECKING:
     from arcbox_agent.writer import FrameWriter
     from arcbox_protocol import Buffer, MessageType
 
-_INPUTS_WAITING = 1
-"""Frames kept for a stream that does not take its input: more of them hold up the connection, not the memory."""
+_MOST_INPUT_WAITING: Final = 1024 * 1024
+"""Bytes of input that wait for a stream before they hold up its connection."""
+
+_FRAME_OVERHEAD: Final = 256
+"""Bytes that a frame takes beside its payload: a flood of tiny ones is bounded, too."""
+
+_UNMISSED: Final = 64
+"""Trace ids to remember for which dropped input is not logged, or not again."""
+
+
+@define(eq=False)
+class Inputs(trio.abc.ReceiveChannel[Frame]):
+    """The input that waits for one stream, in order."""
+
+    _send: trio.MemorySendChannel[Frame] = field(init=False)
+    _receive: trio.MemoryReceiveChannel[Frame] = field(init=False)
+    _waiting: int = field(init=False, default=0)
+    """Bytes."""
+
+    _room: trio.Event = field(init=False, factory=trio.Event)
+
+    def __attrs_post_init__(self) -> None:
+        self._send, self._receive = trio.open_memory_channel[Frame](math.inf)
+
+    def put_nowait(self, frame: Frame) -> bool:
+        """Give the stream a frame, if there is room: at most `_MOST_INPUT_WAITING` bytes wait, or a single frame.
+
+        Returns:
+            False when there is none. A stream that has ended has room for everything, and keeps nothing.
+        """
+        size = _size(frame)
+        if self._waiting and self._waiting + size > _MOST_INPUT_WAITING:
+            return False
+        with suppress(trio.BrokenResourceError):  # it has ended
+            self._send.send_nowait(frame)
+            self._waiting += size
+        return True
+
+    async def put(self, frame: Frame) -> None:
+        """Give the stream a frame as soon as there is room."""
+        while not self.put_nowait(frame):
+            self._room = trio.Event()
+            await self._room.wait()
+
+    async def receive(self) -> Frame:
+        """The next frame of input."""
+        frame = await self._receive.receive()
+        self._waiting -= _size(frame)
+        self._room.set()
+        return frame
+
+    async def aclose(self) -> None:
+        """Take no more."""
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+    def close(self) -> None:
+        """Take no more."""
+        self._receive.close()
+        self._waiting = 0
+        self._room.set()
+
+
+def _size(frame: Frame) -> int:
+    return len(frame.payload) + _FRAME_OVERHEAD
 
 
 @define(eq=False)
@@ -29,8 +98,13 @@ class OpenStream:
     _reply_type: int
     trace_id: str
     accepts: frozenset[MessageType]
-    inbox: trio.MemorySendChannel[Frame]
-    inputs: trio.MemoryReceiveChannel[Frame]
+    inputs: Inputs = field(init=False, factory=Inputs)
+    ready: trio.Event = field(init=False, factory=trio.Event)
+    """Set by `started`."""
+
+    def started(self) -> None:
+        """Let the requests behind this one be carried out."""
+        self.ready.set()
 
     async def send(self, message: Message) -> None:
         """Send one reply."""
@@ -47,34 +121,66 @@ class Streams:
     """The streams that run on one connection now."""
 
     _writer: FrameWriter
-    _open: list[OpenStream] = field(init=False, factory=list)
+    _most: int
+    _count: int = field(init=False, default=0)
+    _named: dict[str, OpenStream] = field(init=False, factory=dict)
+    _takers: dict[int, set[OpenStream]] = field(init=False, factory=lambda: defaultdict(set))
+    """Who takes input of a type."""
+
+    _unmissed: deque[str] = field(init=False, factory=lambda: deque(maxlen=_UNMISSED))
 
     def open(self, reply_type: int, trace_id: str, accepts: frozenset[MessageType]) -> OpenStream:
         """Begin a stream, to which input finds its way from now on.
 
         Raises:
-            CommandError: 409, a stream with that trace id is running: their frames could not be told apart.
+            CommandError: 409, a stream with that trace id is running: their frames could not be told apart; 503, too
+                many streams are running.
         """
-        if self.has(trace_id):
+        if trace_id in self._named:
             raise CommandError(ErrorCode.CONFLICT, f"a stream with trace id {trace_id!r} is running on this connection")
-        inbox, inputs = trio.open_memory_channel[Frame](_INPUTS_WAITING)
-        stream = OpenStream(self._writer, reply_type, trace_id, accepts, inbox, inputs)
-        self._open.append(stream)
+        if self._count >= self._most:
+            raise CommandError(ErrorCode.UNAVAILABLE, f"all {self._most} streams of this connection are in use")
+        stream = OpenStream(self._writer, reply_type, trace_id, accepts)
+        self._count += 1
+        if trace_id:
+            self._named[trace_id] = stream
+        for message_type in accepts:
+            self._takers[message_type].add(stream)
+        if trace_id in self._unmissed:
+            self._unmissed.remove(trace_id)
         return stream
 
     def close(self, stream: OpenStream) -> None:
-        """End a stream; whoever waits to give it input gets `trio.BrokenResourceError`."""
-        self._open.remove(stream)
+        """End a stream; what waits to be its input is dropped."""
+        self._count -= 1
+        self._named.pop(stream.trace_id, None)
+        for message_type in stream.accepts:
+            self._takers[message_type].discard(stream)
         stream.inputs.close()
 
     def has(self, trace_id: str) -> bool:
         """Whether a stream with that trace id runs; never for an empty one, which is no name."""
-        return trace_id != "" and any(stream.trace_id == trace_id for stream in self._open)
+        return trace_id in self._named
 
     def recipient(self, frame: Frame) -> OpenStream | None:
-        """The stream that a frame of input is for: the one with its trace id, else the only one that takes input."""
-        takers = [stream for stream in self._open if frame.type in stream.accepts]
-        for stream in takers:
-            if frame.trace_id and stream.trace_id == frame.trace_id:
-                return stream
-        return takers[0] if len(takers) == 1 else None
+        """The stream that a frame of input is for: the one with its trace id; if that is empty, the only taker.
+
+        A name that no stream has now may be that of one that has ended: its input is for nobody else.
+        """
+        if frame.trace_id:
+            stream = self._named.get(frame.trace_id)
+            return stream if stream is not None and frame.type in stream.accepts else None
+        takers = self._takers.get(frame.type, ())
+        return next(iter(takers)) if len(takers) == 1 else None
+
+    def will_not_miss(self, trace_id: str) -> None:
+        """Whoever was told that its stream could not be started knows that its input is dropped."""
+        if trace_id not in self._unmissed:
+            self._unmissed.append(trace_id)
+
+    def misses(self, frame: Frame) -> bool:
+        """Whether dropping this frame of input is worth a word in the log: once for each stream."""
+        if not frame.payload or frame.trace_id in self._unmissed:  # a late end of stdin loses nothing
+            return False
+        self._unmissed.append(frame.trace_id)
+        return True

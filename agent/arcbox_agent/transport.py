@@ -86,7 +86,7 @@ class Transport(Protocol):
             trio.BrokenResourceError: the connection is gone.
         """
 
-    async def hang_up(self) -> None:
+    async def wait_hangup(self) -> None:
         """Wait until the peer is gone altogether, whatever it has sent that nobody received yet.
 
         A peer that only closed its sending side still wants its replies. Where that can't be told apart, it is
@@ -183,7 +183,7 @@ class SocketTransport:
                 await trio.lowlevel.checkpoint()
         return sent
 
-    async def hang_up(self) -> None:
+    async def wait_hangup(self) -> None:
         # Half-close does not cross every VMM: over vsock the end of the stream is the end of the peer. Hang-ups and
         # errors are reported without being asked for.
         events = 0 if self._socket.family == socket.AF_UNIX else select.EPOLLRDHUP
@@ -256,7 +256,7 @@ class MemoryTransport:
         await self.send(data.ljust(file.length, b"\0"))
         return len(data)
 
-    async def hang_up(self) -> None:
+    async def wait_hangup(self) -> None:
         await self._ended.wait()
 
     async def send_eof(self) -> None:

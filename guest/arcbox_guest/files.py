@@ -84,15 +84,21 @@ class Files:
             OSError: EISDIR for a directory, EINVAL for what is no regular file or no path, and whatever open(2),
                 mmap(2) and read(2) say.
         """
-        if length <= _MOST_CACHED and (file := self._open_cached(_encode(path), offset, length)) is not None:
-            return file
         return await trio.to_thread.run_sync(
             open_range, path, offset, length, self._cached, limiter=self._limiter, abandon_on_cancel=True
         )
 
-    def _open_cached(self, path: bytes, offset: int, length: int) -> FileRange | None:
-        """The part, if all of it can be had without waiting."""
-        cached = self._cached.open(path)
+    def open_cached(self, path: str, offset: int, length: int) -> FileRange | None:
+        """The same part, if all of it is in memory and can be had without waiting; None in every other case.
+
+        Only a path that `open_range` has met before can be.
+        """
+        if length > _MOST_CACHED:
+            return None
+        try:
+            cached = self._cached.open(_encode(path))
+        except OSError:  # no path: `open_range` says so
+            return None
         if cached is None:
             return None
         file = FileRange(cached.descriptor, offset, min(length, cached.size - offset), local=True)

@@ -7,7 +7,7 @@ The three kinds differ in what their call may do, so that the types say it: a `Q
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, Union
 
 from attrs import frozen
 
@@ -83,12 +83,19 @@ class Acknowledgement:
     """Called once the reply was sent, and not at all when it could not be."""
 
 
+Reply = Union["Message", FileReply, Acknowledgement]
+"""What answers a request."""
+
+
 class ReplyStream(Protocol):
     """A stream's way back to the peer; every frame bears its request's trace id."""
 
     @property
-    def inputs(self) -> trio.MemoryReceiveChannel[Frame]:
+    def inputs(self) -> trio.abc.ReceiveChannel[Frame]:
         """The frames of the types in the command's `accepts` that the peer sent to this stream."""
+
+    def started(self) -> None:
+        """Say that a stream that `observes` does so from now on."""
 
     async def send(self, message: Message) -> None:
         """Send one reply; waits while the peer reads slowly."""
@@ -124,8 +131,12 @@ class UnaryCommand(Command[RequestT]):
     slow: ClassVar[bool] = False
     """Whether later requests of the connection may overtake it."""
 
+    def at_once(self, context: Context) -> Reply | None:  # noqa: ARG002  the interface's
+        """The reply, if it can be had without any waiting, which is cheaper; None when the command has to be called."""
+        return None
+
     @abstractmethod
-    async def __call__(self, context: Context) -> Message | FileReply | Acknowledgement | None:
+    async def __call__(self, context: Context) -> Reply | None:
         """Carry the request out; None is an empty payload."""
 
 
@@ -135,6 +146,9 @@ class StreamCommand(Command[RequestT]):
 
     accepts: ClassVar[frozenset[MessageType]] = frozenset()
     """The types of later frames that are this stream's input, such as SandboxExecInput."""
+
+    observes: ClassVar[bool] = False
+    """Whether it tells what other requests do: those behind it wait until it calls `ReplyStream.started`, or ends."""
 
     @abstractmethod
     async def __call__(self, context: Context, stream: ReplyStream) -> None:

@@ -44,6 +44,13 @@ class MmapReadFile(UnaryCommand[arcbox_v1.MmapReadFileRequest]):
 
     handles = MessageType.MmapReadFileRequest
 
+    def at_once(self, context: Context) -> FileReply | None:
+        request = self.request
+        if not 0 < request.length <= _MAX_LENGTH:
+            return None
+        file = context.guest.files.open_cached(request.path, request.offset, request.length)
+        return _reply(file) if file is not None else None
+
     async def __call__(self, context: Context) -> arcbox_v1.MmapReadFileResponse | FileReply:
         request = self.request
         if request.length == 0:

@@ -55,9 +55,11 @@ class SandboxEvents(StreamCommand[sandbox_v1.SandboxEventsRequest]):
     """What happens to sandboxes, from now on."""
 
     handles = MessageType.SandboxEventsRequest
+    observes = True
 
     async def __call__(self, context: Context, stream: ReplyStream) -> None:
         with context.guest.sandboxes.subscribe(self.request.id, _action(self.request.action)) as events:
+            stream.started()
             async for event in events:
                 await stream.send(_message(event))
 

@@ -130,11 +130,13 @@ class Talk(StreamCommand[sandbox_v1.SandboxEventsRequest]):
     """A stream that sends what the test sends through it, until it is cancelled; takes no input."""
 
     handles = MessageType.SandboxEventsRequest
+    observes = True
     stage: ClassVar[Stage]
 
     async def __call__(self, context: Context, stream: ReplyStream) -> None:
         self.stage.streams[self.request.id] = stream
         self.stage.log.append("stream began")
+        stream.started()
         try:
             await self.stage.gate("stream").wait()
         finally:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from arcbox_agent._log_output import LogOutput
 from arcbox_agent.logs import LogHandler
-from arcbox_agent.request_context import Activity, current_activity
+from arcbox_agent.request_context import current_peer, current_request
 from arcbox_agent.settings import Log
 from arcbox_protocol import Frame, MessageType
 
@@ -96,12 +96,20 @@ def test_a_record_is_one_json_object_with_time_level_logger_event_and_extras(rec
     }
 
 
+@contextmanager
+def request(trace_id: str, *, peer: str = "unix") -> Iterator[None]:
+    """Work on a ping."""
+    peer_before = current_peer.set(peer)
+    request_before = current_request.set(Frame(MessageType.PingRequest, trace_id, b"secret"))
+    yield
+    current_request.reset(request_before)
+    current_peer.reset(peer_before)
+
+
 def test_a_record_says_whose_request_it_was_written_for(records: Records) -> None:
     def say(log: logging.Logger) -> None:
-        activity = Activity("vsock:2:5000", Frame(MessageType.PingRequest, "trace-1", b"secret"))
-        before = current_activity.set(activity)
-        log.info("answered")
-        current_activity.reset(before)
+        with request("trace-1", peer="vsock:2:5000"):
+            log.info("answered")
         log.info("elsewhere")
 
     answered, elsewhere = records(say)
@@ -114,9 +122,8 @@ def test_a_record_says_whose_request_it_was_written_for(records: Records) -> Non
 
 def test_a_record_that_was_held_back_keeps_its_request_and_its_place(records: Records) -> None:
     def say(log: logging.Logger) -> None:
-        before = current_activity.set(Activity("unix", Frame(MessageType.PingRequest, "held", b"")))
-        log.info("first")
-        current_activity.reset(before)
+        with request("held"):
+            log.info("first")
         log.warning("second")
 
     first, second = records(say)
@@ -152,9 +159,8 @@ def test_whatever_a_peer_chose_stays_on_one_line_and_can_not_talk_to_a_terminal(
     lines: Lines, log_format: Format
 ) -> None:
     def say(log: logging.Logger) -> None:
-        before = current_activity.set(Activity("unix", Frame(MessageType.PingRequest, EVIL, b"")))
-        log.warning("path %s", EVIL, extra={"path": EVIL, "inside": [EVIL, {EVIL: EVIL}], EVIL: 1})
-        current_activity.reset(before)
+        with request(EVIL):
+            log.warning("path %s", EVIL, extra={"path": EVIL, "inside": [EVIL, {EVIL: EVIL}], EVIL: 1})
 
     (line,) = lines(say, log_format)
     assert line.isprintable()
@@ -231,9 +237,8 @@ def test_an_extra_can_not_replace_what_the_log_says_itself(records: Records) -> 
 
 def test_huge_values_are_cut_and_say_how_long_they_were(records: Records) -> None:
     def say(log: logging.Logger) -> None:
-        before = current_activity.set(Activity("unix", Frame(MessageType.PingRequest, "t" * 65_535, b"")))
-        log.warning("x" * 10_000, extra={"path": "y" * 10**6, "items": list(range(10_000))})
-        current_activity.reset(before)
+        with request("t" * 65_535):
+            log.warning("x" * 10_000, extra={"path": "y" * 10**6, "items": list(range(10_000))})
 
     (record,) = records(say)
     assert record["path"].endswith("… (1000000 characters)")

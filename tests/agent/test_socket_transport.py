@@ -199,7 +199,7 @@ def test_sending_without_waiting_to_a_peer_that_is_gone_is_an_error(sockets: Soc
 
 async def test_a_peer_that_only_ends_its_sending_has_not_hung_up(sockets: SocketPair) -> None:
     async with trio.open_nursery() as nursery:
-        hung_up = Waiting(nursery, sockets.ours.hang_up)
+        hung_up = Waiting(nursery, sockets.ours.wait_hangup)
         await sockets.theirs.send_eof()
         await wait_all_tasks_blocked()
         assert not hung_up.over
@@ -209,7 +209,7 @@ async def test_a_peer_that_only_ends_its_sending_has_not_hung_up(sockets: Socket
 async def test_bytes_that_nobody_received_do_not_hide_that_the_peer_is_gone(sockets: SocketPair) -> None:
     await sockets.theirs.send_all(bytes(1000))
     async with trio.open_nursery() as nursery:
-        hung_up = Waiting(nursery, sockets.ours.hang_up)
+        hung_up = Waiting(nursery, sockets.ours.wait_hangup)
         await wait_all_tasks_blocked()
         assert not hung_up.over
         sockets.peer_goes_away()
@@ -219,13 +219,13 @@ async def test_bytes_that_nobody_received_do_not_hide_that_the_peer_is_gone(sock
 async def test_a_peer_that_left_bytes_unread_has_hung_up(sockets: SocketPair) -> None:
     await sockets.ours.send(b"never read")
     sockets.peer_goes_away()
-    await sockets.ours.hang_up()
+    await sockets.ours.wait_hangup()
 
 
 async def test_who_is_waiting_for_bytes_does_not_keep_another_from_watching_for_the_end(sockets: SocketPair) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_read_to_the_end, sockets.ours)
-        hung_up = [Waiting(nursery, sockets.ours.hang_up) for _ in range(3)]
+        hung_up = [Waiting(nursery, sockets.ours.wait_hangup) for _ in range(3)]
         await sockets.theirs.send_all(b"still here")
         await wait_all_tasks_blocked()
         assert not any(waiting.over for waiting in hung_up)
@@ -236,7 +236,7 @@ async def test_watching_for_the_end_leaves_no_descriptor_behind(sockets: SocketP
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208  names are enough
     async with trio.open_nursery() as nursery:
         for _ in range(10):
-            nursery.start_soon(sockets.ours.hang_up)
+            nursery.start_soon(sockets.ours.wait_hangup)
         await wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208  as above
@@ -251,7 +251,7 @@ async def test_without_a_spare_descriptor_the_end_is_still_noticed(
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
     try:
         async with trio.open_nursery() as nursery:
-            hung_up = Waiting(nursery, sockets.ours.hang_up)
+            hung_up = Waiting(nursery, sockets.ours.wait_hangup)
             await trio.sleep(10)
             assert not hung_up.over
             sockets.peer_goes_away()
@@ -267,7 +267,7 @@ async def test_where_half_close_may_not_cross_the_end_of_sending_is_the_end() ->
     with ours, theirs:
         pair = SocketPair(ours, theirs)
         async with trio.open_nursery() as nursery:
-            hung_up = Waiting(nursery, pair.ours.hang_up)
+            hung_up = Waiting(nursery, pair.ours.wait_hangup)
             await pair.theirs.send_all(b"not yet")
             await wait_all_tasks_blocked()
             assert not hung_up.over
@@ -277,7 +277,7 @@ async def test_where_half_close_may_not_cross_the_end_of_sending_is_the_end() ->
 async def test_our_own_end_of_sending_does_not_look_like_the_peer_s_end(sockets: SocketPair) -> None:
     await sockets.ours.send_eof()
     async with trio.open_nursery() as nursery:
-        hung_up = Waiting(nursery, sockets.ours.hang_up)
+        hung_up = Waiting(nursery, sockets.ours.wait_hangup)
         await wait_all_tasks_blocked()
         assert not hung_up.over
         sockets.peer_goes_away()

@@ -154,7 +154,7 @@ async def test_to_send_to_a_peer_that_is_gone_is_an_error(pair: Pair) -> None:
 async def test_a_peer_that_goes_away_hangs_up(pair: Pair) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_read_to_the_end, pair.ours)
-        hung_up = Waiting(nursery, pair.ours.hang_up)
+        hung_up = Waiting(nursery, pair.ours.wait_hangup)
         await wait_all_tasks_blocked()
         assert not hung_up.over
         pair.peer_goes_away()

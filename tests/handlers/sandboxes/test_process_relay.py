@@ -88,6 +88,9 @@ class StubStream:
     def __attrs_post_init__(self) -> None:
         self.inbox, self.inputs = trio.open_memory_channel[Frame](16)
 
+    def started(self) -> None:
+        raise NotImplementedError
+
     async def send(self, message: Message) -> None:
         raise NotImplementedError
 
