@@ -1,4 +1,4 @@
-"""The command line: `arcbox-agent serve`, `config`, `check`."""
+"""The command line: `arcbox-agent serve`, `config`, `check`, `rootfs`, `image`."""
 
 from __future__ import annotations
 
@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(commands)
     _add_check(commands)
     _add_rootfs(commands)
+    _add_image(commands)
     return parser
 
 
@@ -217,6 +218,45 @@ def _build_rootfs(options: argparse.Namespace) -> int:
 
     try:
         build(Path(options.target), Path(options.busybox) if options.busybox else None)
+    except GuestError as error:
+        return _complain(str(error), _FAILED)
+    return 0
+
+
+def _add_image(commands: _Commands[_Parser]) -> None:
+    images = commands.add_parser(
+        "image", help="show, pull and remove OCI images", description="The OCI images that sandboxes are made from."
+    ).add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, what in (("ls", "show the images"), ("pull", "have an image"), ("rm", "remove an image")):
+        parser = images.add_parser(name, help=what, description=f"{what.capitalize()}.", allow_abbrev=False)
+        parser.add_argument("--config", metavar="FILE", help=_FILE_HELP)
+        parser.set_defaults(command=_image, action=name)
+        if name == "pull":
+            parser.add_argument(
+                "image",
+                metavar="IMAGE",
+                help="as `docker pull` takes it, or oci:, docker-archive: … as skopeo does",
+            )
+        if name == "rm":
+            parser.add_argument("image", metavar="IMAGE", help="its name, or the beginning of its digest")
+
+
+def _image(options: argparse.Namespace) -> int:
+    from arcbox_agent import image_command  # noqa: PLC0415  not for --help
+    from arcbox_agent.settings import SettingsError, load  # noqa: PLC0415
+    from arcbox_guest.errors import GuestError  # noqa: PLC0415
+
+    try:
+        settings = load(options.config).settings
+        match options.action:
+            case "ls":
+                print(image_command.list_images(settings))  # noqa: T201  the way of commands
+            case "pull":
+                print(image_command.pull_image(settings, options.image))  # noqa: T201  the way of commands
+            case "rm":
+                image_command.remove_image(settings, options.image)
+    except SettingsError as error:
+        return _complain(str(error), _MISUSED)
     except GuestError as error:
         return _complain(str(error), _FAILED)
     return 0

@@ -10,6 +10,7 @@ from arcbox_guest import Guest
 from arcbox_guest.clock import ClockFollower, SystemClock
 from arcbox_guest.disks import Disks
 from arcbox_guest.files import Files
+from arcbox_guest.images.store import ImageStore
 from arcbox_guest.network.network import NetworkSettings, SandboxNetwork
 from arcbox_guest.power import Power, Stopper
 from arcbox_guest.power_switches import power_switch
@@ -27,16 +28,24 @@ if TYPE_CHECKING:
 def build_guest(settings: Settings) -> Guest:
     """The services of the machine that this process runs on."""
     network = SandboxNetwork(_network_settings(settings.network)) if settings.network.enabled else None
-    sandboxes = _sandbox_manager(settings.sandbox, network)
+    images = image_store(settings)
+    sandboxes = _sandbox_manager(settings.sandbox, network, images)
     return Guest(
         clock=ClockFollower(SystemClock(), settings.clock.follow_host),
         disks=Disks(settings.disk.trim_mounts),
         files=Files(),
+        images=images,
         network=network,
         power=Power(power_switch(settings.power.off), [Stopper("sandboxes", sandboxes.stop_all)]),
         sandboxes=sandboxes,
         system=System(),
     )
+
+
+def image_store(settings: Settings) -> ImageStore:
+    """The images that sandboxes can be made from; they lie beside the sandboxes, where an overlay can use them."""
+    directory = Path(settings.sandbox.data_dir) / "store"
+    return ImageStore(directory, settings.images.pull_timeout, settings.images.policy)
 
 
 def _network_settings(settings: Network) -> NetworkSettings:
@@ -48,7 +57,7 @@ def _network_settings(settings: Network) -> NetworkSettings:
     )
 
 
-def _sandbox_manager(settings: Sandbox, network: SandboxNetwork | None) -> SandboxManager:
+def _sandbox_manager(settings: Sandbox, network: SandboxNetwork | None, images: ImageStore) -> SandboxManager:
     data_dir = Path(settings.data_dir)
 
     def load_driver() -> Driver:
@@ -69,4 +78,5 @@ def _sandbox_manager(settings: Sandbox, network: SandboxNetwork | None) -> Sandb
         EventHub(),
         Defaults(rootfs=settings.rootfs, vcpus=settings.default_vcpus, memory_mib=settings.default_memory_mib),
         network=network,
+        images=images,
     )

@@ -29,7 +29,7 @@ from arcbox_protocol.errors import ErrorCode
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from arcbox_agent.addresses import Address
     from arcbox_agent.listeners import Peer, SocketListener
@@ -148,15 +148,20 @@ class Server:
         log.info("stopped")
 
     def _start_services(self, services: trio.Nursery) -> None:
-        interval = self._settings.disk.trim_interval
-        network = self._guest.network
-        for name, service in (
-            ("watchdog", self._notifier.beat),
-            ("power", self._guest.power.run),
-            ("sandboxes", self._guest.sandboxes.run),
-            ("network of sandboxes", network.run if network else trio.lowlevel.checkpoint),
-            ("disk trim", partial(self._guest.disks.trim_periodically, interval)),
-        ):
+        guest, settings = self._guest, self._settings
+        running: dict[str, Callable[[], Awaitable[None]]] = {
+            "watchdog": self._notifier.beat,
+            "power": guest.power.run,
+            "sandboxes": guest.sandboxes.run,
+            "disk trim": partial(guest.disks.trim_periodically, settings.disk.trim_interval),
+        }
+        if guest.network is not None:
+            running["network of sandboxes"] = guest.network.run
+        if guest.images is not None:
+            running["unused images"] = partial(
+                guest.images.collect_periodically, settings.images.keep_unused, guest.sandboxes.images_in_use
+            )
+        for name, service in running.items():
             services.start_soon(supervise, name, service, name=name)
 
     async def _hurry_at_signal(self, signals: AsyncIterator[int], finishing: trio.CancelScope) -> None:

@@ -225,6 +225,19 @@ class Sandbox:
 
 
 @frozen(kw_only=True)
+class Images:
+    """OCI images for sandboxes. `skopeo` copies and `umoci` unpacks them."""
+
+    pull_timeout: float = setting(600.0, "Seconds for which one image may be copied.", _SECONDS_ABOVE_0)
+    keep_unused: float = setting(
+        604800.0, "Seconds for which an image is kept that no sandbox has; 0 keeps all.", _SECONDS
+    )
+    policy: str = setting(
+        "", "A file as in containers-policy.json(5): whose images are accepted. Empty accepts all.", _PATH_OR_NONE
+    )
+
+
+@frozen(kw_only=True)
 class Network:
     """The network of sandboxes. Nothing of it is there before the first sandbox that has one."""
 
@@ -271,6 +284,7 @@ class Settings:
     power: Power = Factory(Power)
     disk: Disk = Factory(Disk)
     sandbox: Sandbox = Factory(Sandbox)
+    images: Images = Factory(Images)
     network: Network = Factory(Network)
     log: Log = Factory(Log)
 

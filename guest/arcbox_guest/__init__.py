@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from arcbox_guest.clock import ClockFollower
     from arcbox_guest.disks import Disks
     from arcbox_guest.files import Files
+    from arcbox_guest.images.store import ImageStore
     from arcbox_guest.network.network import SandboxNetwork
     from arcbox_guest.power import Power
     from arcbox_guest.sandboxes.manager import SandboxManager
@@ -23,6 +24,9 @@ class Guest:
     clock: ClockFollower
     disks: Disks
     files: Files
+    images: ImageStore | None = None
+    """Of OCI images; None where there are none."""
+
     network: SandboxNetwork | None = None
     """Of the sandboxes; None where they have loopback only."""
 

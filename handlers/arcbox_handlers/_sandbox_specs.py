@@ -39,6 +39,7 @@ def spec(request: sandbox_v1.CreateSandboxRequest) -> Spec:
     return Spec(
         id=request.id,
         rootfs=request.rootfs,
+        image=_check_text("image", request.image),
         labels=dict(request.labels),
         limits=_limits(request.limits),
         cmd=_argv(request.cmd),
@@ -82,8 +83,6 @@ def terminal_size(size: sandbox_v1.TerminalSize) -> TerminalSize:
 
 
 def _check_supported(request: sandbox_v1.CreateSandboxRequest) -> None:
-    if request.image:
-        raise NotSupportedError("sandboxes from images are not supported by this agent yet: use rootfs")
     for name in ("kernel", "boot_args"):
         if getattr(request, name):
             raise NotSupportedError(f"{name} is not supported: sandboxes share the kernel of the guest")

@@ -88,6 +88,7 @@ class Image:
         return evolve(
             spec,
             rootfs=str(self.rootfs),
+            image_digest=self.digest,
             cmd=(*self.entrypoint, *(spec.cmd or self.cmd)),
             env={**self.env, **spec.env},
             user=spec.user or self.user,

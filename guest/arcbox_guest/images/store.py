@@ -28,7 +28,7 @@ from arcbox_guest.errors import ConflictError, GuestError, NotFoundError, NotSup
 from arcbox_guest.images.image import Reference, image_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 
     from arcbox_guest.images.image import Image
 
@@ -42,6 +42,9 @@ _PULLS: Final = 2
 
 _CLEANING: Final = 10.0
 """Seconds to wait for the removal of what a pull has left."""
+
+_LONGEST_INTERVAL: Final = 3600.0
+"""Seconds between two looks for garbage."""
 
 _THREADS: Final = 4
 
@@ -124,6 +127,12 @@ class ImageStore:
             if stored.image.digest not in in_use and stored.last_used + unused_for < time.time():
                 log.info("unused image removed", extra={"image": stored.image.digest})
                 await self._call(partial(self._remove, stored))
+
+    async def collect_periodically(self, unused_for: float, in_use: Callable[[], Awaitable[Collection[str]]]) -> None:
+        """Collect garbage now and then; never when `unused_for` is 0."""
+        while unused_for:
+            await self.collect_garbage(unused_for, await in_use())
+            await trio.sleep(min(unused_for, _LONGEST_INTERVAL))
 
     async def _pull_once(self, reference: Reference, key: str) -> Image:
         done = self._pulling[key] = trio.Event()

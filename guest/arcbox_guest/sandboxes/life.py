@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 from attrs import define, evolve, field
 
-from arcbox_guest.errors import GuestError, TimedOutError, UnavailableError
+from arcbox_guest.errors import GuestError, NotSupportedError, TimedOutError, UnavailableError
 from arcbox_guest.sandboxes import states
 from arcbox_guest.sandboxes.model import Action, ExecSpec, State
 from arcbox_guest.sandboxes.outcome import Outcome
@@ -24,6 +24,7 @@ from arcbox_guest.sandboxes.workload import KILLED, NOT_STARTED, TrackedProcess,
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
+    from arcbox_guest.images.store import ImageStore
     from arcbox_guest.network.network import SandboxNetwork
     from arcbox_guest.sandboxes.driver import Driver, Process
     from arcbox_guest.sandboxes.events import EventHub
@@ -62,6 +63,7 @@ class Life:
     _network: SandboxNetwork | None = None
     """Which takes the sandbox's address back when it has been removed."""
 
+    _images: ImageStore | None = None
     _leftover: bool = False
     """Whether there may be something of it on the machine, from a former agent."""
 
@@ -237,7 +239,11 @@ class Life:
 
     async def _work(self, nursery: trio.Nursery) -> None:
         """Create the sandbox, and wait until it fails."""
-        error = await self._attempt("created", partial(self._driver.create, self.sandbox.spec))
+        error = None
+        if self.sandbox.spec.image:
+            error = await self._attempt("given its image", self._get_image, patience=math.inf)
+        if error is None:
+            error = await self._attempt("created", self._create)
         if self.sandbox.state is not State.STARTING:
             return
         if error is not None:
@@ -252,6 +258,16 @@ class Life:
         if self.sandbox.state in states.LIVE:
             self._fail(reason)
             await self._attempt("stopped", partial(self._driver.stop, self.id))
+
+    async def _get_image(self) -> None:
+        if self._images is None:
+            raise NotSupportedError("sandboxes from images can't be had here")
+        image = await self._images.get(self.sandbox.spec.image)
+        self.sandbox = evolve(self.sandbox, spec=image.fill(self.sandbox.spec))
+        self._changed.set()
+
+    async def _create(self) -> None:
+        await self._driver.create(self.sandbox.spec)
 
     async def _end(self) -> None:
         """Stop the sandbox; if it is to be removed, that kills what still runs."""

@@ -21,6 +21,7 @@ from arcbox_guest.errors import (
     TimedOutError,
     UnavailableError,
 )
+from arcbox_guest.images.image import Reference
 from arcbox_guest.network.addresses import Lease
 from arcbox_guest.sandboxes import states
 from arcbox_guest.sandboxes.life import PATIENCE, Life
@@ -30,6 +31,7 @@ from arcbox_guest.sandboxes.outcome import Outcome
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
+    from arcbox_guest.images.store import ImageStore
     from arcbox_guest.network.network import SandboxNetwork
     from arcbox_guest.sandboxes.driver import Driver, Process
     from arcbox_guest.sandboxes.events import EventHub, Subscription
@@ -72,8 +74,10 @@ class Defaults:
         Raises:
             InvalidArgumentError: there is no default for what is left out.
         """
-        rootfs = spec.rootfs or self.rootfs
-        if not rootfs:
+        if spec.image and spec.rootfs:
+            raise InvalidArgumentError("the request names an image and a rootfs: a sandbox has one of them")
+        rootfs = "" if spec.image else spec.rootfs or self.rootfs
+        if not (spec.image or rootfs):
             raise InvalidArgumentError(
                 "no root file system: the request names none in rootfs, nor does the agent's setting sandbox.rootfs"
             )
@@ -97,6 +101,8 @@ class SandboxManager:
     _now_ns: Callable[[], int] = time.time_ns
     _network: SandboxNetwork | None = field(default=None, kw_only=True)
     """None where sandboxes have loopback only."""
+
+    _images: ImageStore | None = field(default=None, kw_only=True)
 
     _lives: dict[str, Life] = field(init=False, factory=dict)
     """By id, in the order of their creation."""
@@ -149,6 +155,8 @@ class SandboxManager:
         await _wait_for(self._swept)
         if spec.id in self._lives:
             raise ConflictError(f"sandbox {spec.id} exists already: remove it first, or choose another id")
+        if spec.image:
+            self._check_image(spec.image)
         spec = self._with_lease(spec)
         life = self._life(Sandbox(spec=spec, state=State.STARTING, created_at=self._now()))
         self._start(life)
@@ -272,7 +280,22 @@ class SandboxManager:
             forget=self._lives.pop,
             leftover=leftover,
             network=self._network,
+            images=self._images,
         )
+
+    async def images_in_use(self) -> frozenset[str]:
+        """The digests of the images that sandboxes have.
+
+        Raises:
+            UnavailableError: the agent is not that far yet.
+        """
+        await self.opened()
+        return frozenset(life.sandbox.spec.image_digest for life in self._lives.values()) - {""}
+
+    def _check_image(self, reference: str) -> None:
+        if self._images is None:
+            raise NotSupportedError("sandboxes from images can't be had here: use rootfs")
+        Reference.parse(reference)
 
     def _with_lease(self, spec: Spec) -> Spec:
         if spec.network is NetworkMode.NONE:

@@ -116,6 +116,12 @@ class Spec:
     rootfs: str = ""
     """A directory, or an image file of a file system; the configured one if empty."""
 
+    image: str = ""
+    """A reference to an OCI image, in place of `rootfs`, which then is the image's once that was had."""
+
+    image_digest: str = ""
+    """Of the image that the reference has led to."""
+
     labels: Mapping[str, str] = Factory(dict)
     limits: ResourceLimits = field(factory=ResourceLimits)
     cmd: tuple[str, ...] = ()
