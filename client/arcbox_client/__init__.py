@@ -1,7 +1,8 @@
-"""The other end: `AgentClient` for harnesses, the `arcboxctl` command, the pytest plugin.
+"""The other end: `AgentClient` for programs and harnesses, the `arcboxctl` command, the pytest plugin.
 
-Names are imported when they are first used: pytest loads the plugin of this package at every start, and a harness
-that does not talk to an agent should not pay for Trio and protobuf.
+All that a program needs is here, errors and the messages of replies included. A name is imported when it is first used:
+pytest loads the plugin of this package at every start, and a project that does not talk to an agent should not pay for
+Trio and protobuf.
 """
 
 from __future__ import annotations
@@ -10,43 +11,149 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from arcbox_client._sandbox_requests import ExecOptions, Mount, ProcessOptions, SandboxOptions
     from arcbox_client.addresses import Address, UnixAddress, VsockAddress, parse_address
     from arcbox_client.client import AgentClient, connect
-    from arcbox_client.errors import AgentError
-    from arcbox_client.sessions import Completed, EventStream, ExecSession, Output, RunSession
+    from arcbox_client.errors import (
+        AgentError,
+        BadRequestError,
+        ConflictError,
+        ConnectError,
+        ConnectionLostError,
+        ConnectTimedOutError,
+        FileReadError,
+        GuestTimedOutError,
+        HandshakeError,
+        InternalError,
+        InvalidAddressError,
+        NotFoundError,
+        NotificationsMissedError,
+        NotSupportedError,
+        ProtocolViolationError,
+        RequestFailedError,
+        SandboxFailedError,
+        TimedOutError,
+        TooLargeError,
+        UnavailableError,
+    )
+    from arcbox_client.streams import Completed, EventStream, ExecSession, Notifications, OutputChunk, RunSession
+    from arcbox_protocol import MessageType, __version__
+    from arcbox_protocol.errors import ErrorCode
+    from arcbox_protocol.proto.arcbox_v1_pb2 import (
+        AgentPingResponse,
+        DiskTrimResponse,
+        KubernetesDeleteResponse,
+        KubernetesKubeconfigResponse,
+        KubernetesStartResponse,
+        KubernetesStatusResponse,
+        KubernetesStopResponse,
+        PortBinding,
+        PortBindingsChanged,
+        PortBindingsRemoved,
+        RuntimeEnsureResponse,
+        RuntimeStatusResponse,
+        ServiceStatus,
+        ShutdownResponse,
+        SystemInfo,
+    )
+    from arcbox_protocol.proto.sandbox_v1_pb2 import (
+        CheckpointResponse,
+        CreateSandboxResponse,
+        ListSandboxesResponse,
+        ListSnapshotsResponse,
+        ResourceLimits,
+        RestoreResponse,
+        SandboxEvent,
+        SandboxInfo,
+        SandboxNetwork,
+        SandboxSummary,
+        SnapshotSummary,
+    )
 
-_HOMES = {
-    "Address": "addresses",
-    "AgentClient": "client",
-    "AgentError": "errors",
-    "Completed": "sessions",
-    "EventStream": "sessions",
-    "ExecSession": "sessions",
-    "Output": "sessions",
-    "RunSession": "sessions",
-    "UnixAddress": "addresses",
-    "VsockAddress": "addresses",
-    "connect": "client",
-    "parse_address": "addresses",
-}
+_MODULES = (
+    "arcbox_client.addresses",
+    "arcbox_client.client",
+    "arcbox_client.errors",
+    "arcbox_client._sandbox_requests",
+    "arcbox_client.streams",
+    "arcbox_protocol",
+    "arcbox_protocol.errors",
+    "arcbox_protocol.proto.arcbox_v1_pb2",
+    "arcbox_protocol.proto.sandbox_v1_pb2",
+)
 
 __all__ = [
     "Address",
     "AgentClient",
     "AgentError",
+    "AgentPingResponse",
+    "BadRequestError",
+    "CheckpointResponse",
     "Completed",
+    "ConflictError",
+    "ConnectError",
+    "ConnectTimedOutError",
+    "ConnectionLostError",
+    "CreateSandboxResponse",
+    "DiskTrimResponse",
+    "ErrorCode",
     "EventStream",
+    "ExecOptions",
     "ExecSession",
-    "Output",
+    "FileReadError",
+    "GuestTimedOutError",
+    "HandshakeError",
+    "InternalError",
+    "InvalidAddressError",
+    "KubernetesDeleteResponse",
+    "KubernetesKubeconfigResponse",
+    "KubernetesStartResponse",
+    "KubernetesStatusResponse",
+    "KubernetesStopResponse",
+    "ListSandboxesResponse",
+    "ListSnapshotsResponse",
+    "MessageType",
+    "Mount",
+    "NotFoundError",
+    "NotSupportedError",
+    "Notifications",
+    "NotificationsMissedError",
+    "OutputChunk",
+    "PortBinding",
+    "PortBindingsChanged",
+    "PortBindingsRemoved",
+    "ProcessOptions",
+    "ProtocolViolationError",
+    "RequestFailedError",
+    "ResourceLimits",
+    "RestoreResponse",
     "RunSession",
+    "RuntimeEnsureResponse",
+    "RuntimeStatusResponse",
+    "SandboxEvent",
+    "SandboxFailedError",
+    "SandboxInfo",
+    "SandboxNetwork",
+    "SandboxOptions",
+    "SandboxSummary",
+    "ServiceStatus",
+    "ShutdownResponse",
+    "SnapshotSummary",
+    "SystemInfo",
+    "TimedOutError",
+    "TooLargeError",
+    "UnavailableError",
     "UnixAddress",
     "VsockAddress",
+    "__version__",
     "connect",
     "parse_address",
 ]
 
 
 def __getattr__(name: str) -> object:
-    if name in _HOMES:
-        return getattr(import_module(f"arcbox_client.{_HOMES[name]}"), name)
+    if name in __all__:
+        for module in map(import_module, _MODULES):
+            if name in vars(module):
+                return vars(module)[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

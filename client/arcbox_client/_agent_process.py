@@ -43,7 +43,7 @@ class RunningAgent:
     """An agent that serves."""
 
     address: str
-    """What `host.connect` takes."""
+    """What `connect` takes."""
 
     pid: int | None = None
     """None for an agent that runs elsewhere."""

@@ -1,41 +1,47 @@
-"""How requests of all kinds are carried out: deadlines, replies, streams."""
+"""How requests of all kinds are carried out: deadlines, replies checked and parsed, streams."""
 
 from __future__ import annotations
 
 import math
 from contextlib import asynccontextmanager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import trio
-from attrs import evolve, frozen
+from attrs import define, evolve, frozen
+from google.protobuf.message import DecodeError, Message
 
-from arcbox_client._replies import ReplyStream, check_reply, parse_reply
-from arcbox_client.errors import TimedOutError
+from arcbox_client.errors import ProtocolViolationError, TimedOutError, request_failed
+from arcbox_protocol import EXCHANGES, ErrorReply, MessageType, arcbox_v1, describe_type
+from arcbox_protocol.errors import InvalidPayloadError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
     from typing import Self
 
-    from google.protobuf.message import Message
+    from arcbox_client._multiplexer import Multiplexer, StreamInbox
+    from arcbox_protocol import Frame
 
-    from arcbox_client._connection import Connection
-    from arcbox_client._replies import ReplyT
-    from arcbox_protocol import Frame, MessageType
+ReplyT = TypeVar("ReplyT", bound=Message)
 
 _SLOW_TIMEOUT = 300.0
 """Seconds for requests that wait for something slow in the guest."""
+
+_DATA_TAG = 0x0A
+"""Field 1, length-delimited: the data of a MmapReadFileResponse."""
+
+_LONGEST_VARINT = 10
 
 
 @frozen(eq=False, kw_only=True)
 class Requests:
     """What the methods of `AgentClient` are made of."""
 
-    _connection: Connection
+    _multiplexer: Multiplexer
     _timeout: float
     _slow_timeout: float = _SLOW_TIMEOUT
-    _connected: Callable[[], AbstractAsyncContextManager[Connection]] | None = None
-    """How to make a connection for one stream; None where streams share this one."""
+    _connected: Callable[[], AbstractAsyncContextManager[Multiplexer]] | None = None
+    """Connects once more, for one stream; None where streams share the multiplexer."""
 
     def within(self, seconds: float) -> Self:
         """The same client with another deadline for each request: `await client.within(2).ping()`.
@@ -54,28 +60,111 @@ class Requests:
         check_reply(await self._exchange(request, message, slow=slow), request)
 
     async def _exchange(self, request: MessageType, message: Message | None, *, slow: bool = False) -> Frame:
-        return await self._exchange_over(self._connection, request, message, slow=slow)
+        return await self._exchange_over(self._multiplexer, request, message, slow=slow)
 
     async def _exchange_over(
-        self, connection: Connection, request: MessageType, message: Message | None, *, slow: bool = False
+        self, multiplexer: Multiplexer, request: MessageType, message: Message | None, *, slow: bool = False
     ) -> Frame:
         payload = b"" if message is None else message.SerializeToString()
-        trace_id = connection.new_trace_id()
+        trace_id = multiplexer.new_trace_id()
         seconds = self._slow_timeout if slow else self._timeout
         if seconds == math.inf:
-            return await connection.request(request, trace_id, payload)
+            return await multiplexer.request(request, trace_id, payload)
         with trio.move_on_after(seconds):
-            return await connection.request(request, trace_id, payload)
+            return await multiplexer.request(request, trace_id, payload)
         raise TimedOutError(f"{request.name}: no reply within {seconds:g} s (trace id {trace_id})")
 
     @asynccontextmanager
     async def _stream(
         self, request: MessageType, message: Message, reply: type[ReplyT]
-    ) -> AsyncIterator[tuple[ReplyStream[ReplyT], Connection, str]]:
-        """Begin a stream: its replies, and the connection and trace id for its input."""
+    ) -> AsyncIterator[tuple[ReplyStream[ReplyT], Multiplexer, str]]:
+        """Begin a stream: its replies, and the multiplexer and trace id for its input."""
         payload = message.SerializeToString()
-        async with self._connected() if self._connected else nullcontext(self._connection) as connection:
-            trace_id = connection.new_trace_id()
-            with connection.stream(trace_id) as inbox:
-                await connection.send(request, trace_id, payload)
-                yield ReplyStream(inbox, request, reply), connection, trace_id
+        async with self._connected() if self._connected else nullcontext(self._multiplexer) as multiplexer:
+            trace_id = multiplexer.new_trace_id()
+            with multiplexer.stream(trace_id) as inbox:
+                await multiplexer.send(request, trace_id, payload)
+                yield ReplyStream(inbox, request, reply), multiplexer, trace_id
+
+
+def check_reply(frame: Frame, request: MessageType) -> None:
+    """Make sure that a frame is the reply to such a request.
+
+    Raises:
+        RequestFailedError: it is an Error frame.
+        ProtocolViolationError: it is something else.
+    """
+    if frame.type == EXCHANGES[request].reply:
+        return
+    if frame.type != MessageType.Error:
+        raise ProtocolViolationError(f"{request.name} was answered with {describe_type(frame.type)}")
+    try:
+        reply = ErrorReply.decode(frame.payload)
+    except InvalidPayloadError as error:
+        raise ProtocolViolationError(f"{request.name} was answered with a broken Error frame: {error}") from error
+    raise request_failed(reply, request, frame.trace_id)
+
+
+def parse_reply(frame: Frame, request: MessageType, reply: type[ReplyT]) -> ReplyT:
+    """The message in the reply to such a request. Raises as `check_reply` does."""
+    check_reply(frame, request)
+    try:
+        return reply.FromString(frame.payload)
+    except DecodeError as error:
+        raise ProtocolViolationError(f"{request.name} was answered with what does not parse: {error}") from error
+
+
+@define(eq=False)
+class ReplyStream(Generic[ReplyT]):
+    """The replies to a request that has many."""
+
+    _inbox: StreamInbox
+    _request: MessageType
+    _reply: type[ReplyT]
+    _last: Frame | None = None
+
+    async def next(self) -> ReplyT:
+        """The next reply. An error that ended the stream is raised again by every later call.
+
+        Raises:
+            RequestFailedError: the agent ended the stream with an error.
+            ConnectionLostError: the connection ended before the stream did.
+            ProtocolViolationError: the agent sent something else.
+        """
+        frame = self._last or await self._inbox.next()
+        try:
+            return parse_reply(frame, self._request, self._reply)
+        except Exception:
+            self._last = frame
+            raise
+
+
+def parse_file_reply(payload: bytes) -> bytes:
+    """The bytes of the file in a MmapReadFileResponse, read by hand: protobuf would copy its 64 MiB twice more.
+
+    An agent fills up with zeros what a file lost while it was being sent; `bytes_read` says how much is real.
+
+    Raises:
+        ProtocolViolationError: the payload is no MmapReadFileResponse.
+    """
+    start, end = _data_field(payload)
+    try:
+        rest = arcbox_v1.MmapReadFileResponse.FromString(payload[end:])
+    except DecodeError as error:
+        raise ProtocolViolationError(f"MmapReadFileRequest was answered with what does not parse: {error}") from error
+    if rest.data:  # legal protobuf, though nobody sends it: the last field of a name counts
+        return rest.data[: rest.bytes_read]
+    return payload[start : min(end, start + rest.bytes_read)]
+
+
+def _data_field(payload: bytes) -> tuple[int, int]:
+    """Where the data lies; an empty range at the start where it is not the first field, or not whole."""
+    if not payload or payload[0] != _DATA_TAG:
+        return 0, 0
+    size = 0
+    for index, byte in enumerate(payload[1 : 1 + _LONGEST_VARINT]):
+        size |= (byte & 0x7F) << 7 * index
+        if byte < 0x80:
+            start = index + 2
+            return (start, start + size) if start + size <= len(payload) else (0, 0)
+    return 0, 0

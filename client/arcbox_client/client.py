@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from arcbox_client._connection import Connection
-from arcbox_client._dial import dial
-from arcbox_client._guest_requests import GuestRequests
+from arcbox_client._byte_streams import TrioByteStream, dial
+from arcbox_client._machine_requests import MachineRequests
+from arcbox_client._multiplexer import Multiplexer
 from arcbox_client._sandbox_requests import SandboxRequests
-from arcbox_client._transport import StreamTransport
 from arcbox_client.addresses import parse_address
 from arcbox_client.errors import FileReadError
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     import trio
 
     from arcbox_client.addresses import Address
-    from arcbox_client.notifications import Notifications
+    from arcbox_client.streams import Notifications
 
 DEFAULT_DATA_DIR = "/var/lib/arcbox/sandboxes"
 """Where agents keep sandboxes that were not told otherwise: their setting `sandbox.data_dir`."""
@@ -51,21 +50,20 @@ def connect(
     where = parse_address(address) if isinstance(address, str) else address
 
     @asynccontextmanager
-    async def connected() -> AsyncIterator[Connection]:
-        transport = await dial(where, timeout)
-        async with Connection(transport, str(where)).running() as connection:
-            yield connection
+    async def connected() -> AsyncIterator[Multiplexer]:
+        async with Multiplexer(await dial(where, timeout), str(where)).running() as multiplexer:
+            yield multiplexer
 
     @asynccontextmanager
     async def client() -> AsyncIterator[AgentClient]:
-        async with connected() as connection:
-            yield AgentClient(connection=connection, timeout=timeout, connected=None if shared_streams else connected)
+        async with connected() as multiplexer:
+            yield AgentClient(multiplexer=multiplexer, timeout=timeout, connected=None if shared_streams else connected)
 
     return client()
 
 
 @frozen(eq=False, kw_only=True)
-class AgentClient(GuestRequests, SandboxRequests):
+class AgentClient(MachineRequests, SandboxRequests):
     """An agent, from the host: one method per request of the protocol. Made by `connect` or `AgentClient.over`.
 
     Any number of tasks may use it at once; replies find their requests by trace id, in whatever order they come. The
@@ -96,15 +94,15 @@ class AgentClient(GuestRequests, SandboxRequests):
 
         @asynccontextmanager
         async def client() -> AsyncIterator[AgentClient]:
-            async with Connection(StreamTransport(stream), "the agent").running() as connection:
-                yield cls(connection=connection, timeout=timeout)
+            async with Multiplexer(TrioByteStream(stream), "the agent").running() as multiplexer:
+                yield cls(multiplexer=multiplexer, timeout=timeout)
 
         return client()
 
     @property
     def notifications(self) -> Notifications:
         """What the agent says without having been asked: port bindings that change."""
-        return self._connection.notifications
+        return self._multiplexer.notifications
 
     async def sandbox_log(self, sandbox_id: str, *, data_dir: str = DEFAULT_DATA_DIR) -> bytes:
         """What a sandbox's initial command wrote: the newest of it, 256 KiB at least; empty if it has none.

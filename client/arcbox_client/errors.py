@@ -59,6 +59,17 @@ class TimedOutError(AgentError, TimeoutError):
     """No reply came in time. The request may have been carried out or not; a late reply is dropped."""
 
 
+class SandboxFailedError(AgentError):
+    """A sandbox that did not get ready: `id`, its `state` (failed, stopping, stopped or removed) and the `reason`."""
+
+    def __init__(self, id: str, state: str, reason: str) -> None:
+        how = {"failed": "has failed", "removed": "was removed"}.get(state, f"is {state}")
+        super().__init__(f"sandbox {id} {how}: {reason}")
+        self.id = id
+        self.state = state
+        self.reason = reason
+
+
 class NotificationsMissedError(AgentError):
     """Notifications came faster than they were taken: the `count` oldest are gone, the later ones follow."""
 

@@ -18,7 +18,7 @@ import pytest
 
 from arcbox_client.cli import main
 from arcbox_client.commands._output import human_duration, human_size
-from arcbox_client.commands.ping import latency_summary
+from arcbox_client.commands.machine import latency_summary
 from arcbox_protocol import __version__
 
 if TYPE_CHECKING:
@@ -338,10 +338,14 @@ def test_an_error_is_one_line_with_its_exit_code_and_in_json_when_asked_for(
     assert error["exit_code"] == code
 
 
-@pytest.mark.parametrize("arguments", [("cat", "/srv/\udcff"), ("sandbox", "run", "web", "echo", "\udcff")])
-def test_an_argument_that_is_no_text_is_one_line(arguments: tuple[str, ...], arcbox_agent: RunningAgent) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(("cat", "/srv/\udcff"), 2), (("sandbox", "run", "web", "echo", "\udcff"), 125)]
+)
+def test_an_argument_that_is_no_text_is_one_line(
+    arguments: tuple[str, ...], code: int, arcbox_agent: RunningAgent
+) -> None:
     result = arcboxctl(*arguments, address=arcbox_agent.address)
-    assert (result.returncode, result.stdout) == (2, "")
+    assert (result.returncode, result.stdout) == (code, "")
     assert result.stderr == f"arcboxctl: {arguments[-1]!r} is not UTF-8, which is all that an agent can be told\n"
 
 

@@ -41,7 +41,7 @@ def interrupted(agent: RunningAgent, event: str, count: int, *arguments: str) ->
     return done.returncode, done.stderr
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, 20, 60, 120, 200, 250])
+@pytest.mark.parametrize("count", [1, 20, 120, 250])
 def test_while_its_modules_are_loaded(arcbox_agent: RunningAgent, count: int) -> None:
     assert interrupted(arcbox_agent, "import", count, "ping", "--count", "0") == (130, b"")
 

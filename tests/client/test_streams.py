@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from arcbox_client import AgentClient, Completed, Output, errors
+from arcbox_client import AgentClient, Completed, OutputChunk, errors
 from arcbox_client.testing import FakeAgent, Request, memory_pair
 from arcbox_protocol import ErrorReply, MessageType, arcbox_v1, sandbox_v1
 
@@ -55,10 +55,10 @@ SAY_HELLO: list[Answer] = [
 async def test_the_output_of_a_run_comes_in_order_and_the_exit_code_after_it() -> None:
     async with (
         memory_pair({MessageType.SandboxRunRequest: lambda _: SAY_HELLO}) as (client, agent),
-        client.sandbox_run("box", ["sh", "-c", "x"], env={"A": "b"}, user="me", timeout_seconds=9) as session,
+        client.sandbox_run("box", ["sh", "-c", "x"], env={"A": "b"}, user="me", timeout=9) as session,
     ):
         chunks = [chunk async for chunk in session]
-        assert chunks == [Output("stdout", b"hel"), Output("stderr", b"oh"), Output("stdout", b"lo")]
+        assert chunks == [OutputChunk("stdout", b"hel"), OutputChunk("stderr", b"oh"), OutputChunk("stdout", b"lo")]
         assert session.exit_code == 3
         assert [chunk async for chunk in session] == []
     assert agent.requests[0].message == sandbox_v1.RunRequest(
@@ -118,7 +118,7 @@ async def test_an_error_in_the_middle_of_a_stream_comes_after_what_was_before_it
         memory_pair({MessageType.SandboxRunRequest: lambda _: answers}) as (client, _),
         client.sandbox_run("box", ["x"]) as session,
     ):
-        assert await anext(session) == Output("stdout", b"some")
+        assert await anext(session) == OutputChunk("stdout", b"some")
         with pytest.raises(errors.InternalError):
             await anext(session)
 
@@ -129,7 +129,7 @@ async def test_a_stream_whose_connection_ends_first_says_so_after_what_had_come(
         request = await agent.receive()
         await agent.reply(request, run_output("stdout", b"some"))
         await agent.close()
-        assert await anext(session) == Output("stdout", b"some")
+        assert await anext(session) == OutputChunk("stdout", b"some")
         with pytest.raises(errors.ConnectionLostError, match="the agent closed the connection"):
             await anext(session)
         assert session.exit_code is None
@@ -174,9 +174,7 @@ async def test_what_comes_after_an_early_leave_is_dropped_and_the_client_goes_on
 
 async def test_stdin_resize_and_end_of_stdin_go_to_their_session(pair: Pair) -> None:
     client, agent = pair
-    async with client.sandbox_exec(
-        "box", ["cat"], tty=True, tty_size=sandbox_v1.TerminalSize(width=1, height=2)
-    ) as session:
+    async with client.sandbox_exec("box", ["cat"], tty=True, tty_size=(1, 2)) as session:
         await session.send_stdin(b"some")
         await session.send_stdin(b"")
         await session.resize(columns=120, rows=40)

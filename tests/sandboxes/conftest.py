@@ -16,14 +16,12 @@ from attrs import define
 from arcbox_client import connect
 from arcbox_client._agent_process import COMMAND, SETTINGS, RunningAgent, running_agent
 from arcbox_guest.sandboxes.busybox import build
-from arcbox_protocol import sandbox_v1
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
     from typing import Unpack
 
-    from arcbox_client import AgentClient
-    from arcbox_client._sandbox_requests import SandboxOptions
+    from arcbox_client import AgentClient, SandboxOptions
 
 NEEDED = {"crun": "crun", "catatonit": "catatonit", "busybox": "busybox-static"}
 """Programs, by their Debian packages."""
@@ -105,14 +103,10 @@ class Machine:
 
     async def ready(self, client: AgentClient, sandbox_id: str = "box", **options: Unpack[SandboxOptions]) -> str:
         """Make a sandbox, and wait until it is ready."""
-        options.setdefault("limits", sandbox_v1.ResourceLimits(vcpus=1, memory_mib=64))
-        async with client.sandbox_events(sandbox_id) as events:
-            await client.sandbox_create(sandbox_id, **options)
-            async for event in events:
-                assert event.action != "failed", event.attributes
-                if event.action == "ready":
-                    return sandbox_id
-        raise AssertionError("no more events")
+        options.setdefault("vcpus", 1)
+        options.setdefault("memory_mib", 64)
+        await client.sandbox_create(sandbox_id, wait=True, **options)
+        return sandbox_id
 
     async def until_recorded(self, sandbox_id: str) -> None:
         """Wait until there is a record of a sandbox: nobody waits for the disk."""

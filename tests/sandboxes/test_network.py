@@ -5,14 +5,13 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pytest
 import trio
 
 from arcbox_client._agent_process import COMMAND, SETTINGS
 from arcbox_client.errors import NotSupportedError, UnavailableError
-from arcbox_protocol import sandbox_v1
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
     from arcbox_client._agent_process import RunningAgent
     from tests.sandboxes.conftest import Machine
 
-TAP = sandbox_v1.NetworkSpec(mode="tap")
-NONE = sandbox_v1.NetworkSpec(mode="none")
+TAP: Final = "tap"
+NONE: Final = "none"
 
 APART = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$0" "$@"', *COMMAND)
 """An agent in a network namespace of its own."""

@@ -12,10 +12,8 @@ import pytest
 import trio
 from attrs import frozen
 
-from arcbox_protocol import sandbox_v1
-
 if TYPE_CHECKING:
-    from arcbox_client import AgentClient
+    from arcbox_client import AgentClient, SandboxOptions
     from tests.sandboxes.conftest import Machine
 
 CYCLES = int(os.environ.get("ARCBOX_TEST_CYCLES", "40"))
@@ -25,7 +23,7 @@ AT_ONCE = int(os.environ.get("ARCBOX_TEST_SANDBOXES", "30"))
 """Sandboxes that live at the same time; 200 take some seconds."""
 
 HUNDRED = 100
-SMALL = sandbox_v1.ResourceLimits(vcpus=1, memory_mib=16)
+SMALL: SandboxOptions = {"memory_mib": 16}
 
 
 @frozen
@@ -65,7 +63,7 @@ def network_namespaces(machine: Machine) -> set[int]:
 @pytest.mark.timeout(60 + AT_ONCE)
 async def test_many_live_at_the_same_time_and_leave_nothing(machine: Machine, client: AgentClient) -> None:
     async def live(number: int) -> None:
-        name = await machine.ready(client, f"box-{number}", limits=SMALL)
+        name = await machine.ready(client, f"box-{number}", **SMALL)
         async with client.sandbox_run(name, ["true"]) as session:
             assert await session.wait() == 0
         alive.append(name)
@@ -115,7 +113,7 @@ async def test_cycles_leave_no_file_thread_or_memory(machine: Machine, client: A
 
 
 async def live_once(machine: Machine, client: AgentClient) -> None:
-    await machine.ready(client, "box", limits=SMALL)
+    await machine.ready(client, "box", **SMALL)
     async with client.sandbox_run("box", ["true"]) as session:
         assert await session.wait() == 0
     await client.sandbox_remove("box")

@@ -24,7 +24,7 @@ STREAMED = int(os.environ.get("ARCBOX_TEST_STREAMED_MIB", "2048")) * MEBIBYTE
 
 
 async def test_all_output_arrives_and_the_agent_stays_as_small_as_it_was(machine: Machine, client: AgentClient) -> None:
-    await machine.ready(client, "box", limits=sandbox_v1.ResourceLimits(vcpus=2, memory_mib=128))
+    await machine.ready(client, "box", vcpus=2, memory_mib=128)
     script = "dd if=/dev/zero bs=256k count=$1 status=none"
     before = most = 0
     for size in (16 * MEBIBYTE, STREAMED):  # the first for what is only ever allocated once
@@ -80,7 +80,7 @@ async def test_a_reader_that_takes_its_time_gets_everything_and_costs_no_memory(
 
 
 async def test_many_processes_talk_over_one_connection_at_once(machine: Machine, client: AgentClient) -> None:
-    await machine.ready(client, "box", limits=sandbox_v1.ResourceLimits(vcpus=1, memory_mib=256))
+    await machine.ready(client, "box", memory_mib=256)
 
     async def talk(number: int) -> None:
         data = str(number).encode() * 20_000
@@ -137,7 +137,7 @@ async def test_a_peer_that_goes_away_takes_its_processes_with_it(
 
 
 async def test_a_connection_that_breaks_ends_every_process_of_it(machine: Machine, client: AgentClient) -> None:
-    await machine.ready(client, "box", limits=sandbox_v1.ResourceLimits(vcpus=1, memory_mib=256))
+    await machine.ready(client, "box", memory_mib=256)
     assert machine.agent is not None
     up: list[object] = []
     async with connect(machine.agent.address) as other, trio.open_nursery() as nursery:
@@ -157,9 +157,8 @@ async def test_a_connection_that_breaks_ends_every_process_of_it(machine: Machin
 
 async def test_a_terminal_has_the_size_of_the_window_and_follows_it(machine: Machine, client: AgentClient) -> None:
     await machine.ready(client, "box")
-    size = sandbox_v1.TerminalSize(width=100, height=40)
     async with client.sandbox_exec(
-        "box", ["sh", "-c", "stty size; read x; stty size; exit 7"], tty=True, tty_size=size
+        "box", ["sh", "-c", "stty size; read x; stty size; exit 7"], tty=True, tty_size=(100, 40)
     ) as it:
         said = b""
         while not said.endswith(b"\n"):
@@ -176,7 +175,7 @@ async def test_a_process_that_takes_too_long_is_killed_with_all_its_children(
     machine: Machine, client: AgentClient
 ) -> None:
     await machine.ready(client, "box")
-    async with client.sandbox_run("box", ["sh", "-c", "setsid sleep 1000 & sleep 1000"], timeout_seconds=1) as session:
+    async with client.sandbox_run("box", ["sh", "-c", "setsid sleep 1000 & sleep 1000"], timeout=1) as session:
         assert await session.wait() == 137
     await none_is_left(client)
 

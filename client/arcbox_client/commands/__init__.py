@@ -1,48 +1,48 @@
-"""What `arcboxctl` can do. A command is a module here and a line in `COMMANDS`; it is loaded when it is asked for."""
+"""What `arcboxctl` can do. A command is a function in a module here, loaded on use, and a line in `COMMANDS`."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 import click
 from click.shell_completion import shell_complete
 
 from arcbox_client._interrupts import INTERRUPTED
-from arcbox_client.commands._errors import EXIT_CODES, complain
-from arcbox_client.commands._invocation import COMPLETION_VARIABLE, Invocation, common_options
+from arcbox_client.commands._invocation import (
+    COMPLETION_VARIABLE,
+    EXIT_CODES,
+    CommandGroup,
+    Invocation,
+    common_options,
+    complain,
+)
+from arcbox_protocol import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 COMMANDS: Final = {
-    "ping": "arcbox_client.commands.ping",
-    "info": "arcbox_client.commands.info",
-    "cat": "arcbox_client.commands.cat",
-    "trim": "arcbox_client.commands.trim",
-    "shutdown": "arcbox_client.commands.shutdown",
-    "sandbox": "arcbox_client.commands.sandbox",
-    "version": "arcbox_client.commands.version",
-    "completion": "arcbox_client.commands.completion",
+    "ping": "machine:ping",
+    "info": "machine:info",
+    "cat": "machine:cat",
+    "trim": "machine:trim",
+    "shutdown": "machine:shutdown",
+    "sandbox": "sandbox:sandbox",
+    "version": "about:version",
+    "completion": "about:completion",
 }
-"""The module of each command, whose attribute `command` it is, in the order that help shows them."""
+"""The module of each command and its name there, in the order that help shows them."""
 
 ALIASES: Final = {"sb": "sandbox"}
 
 
-class _Commands(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  click's
-        module = COMMANDS.get(ALIASES.get(cmd_name, cmd_name))
-        if module is None:
-            return None
-        command: click.Command = import_module(module).command
-        return command
+class _Commands(CommandGroup):
+    package = __name__
+    homes = COMMANDS
+    aliases = ALIASES
 
 
 _EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES.items())
@@ -54,6 +54,7 @@ _EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:<4} {meaning}" for code, mea
     epilog=_EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
+@click.version_option(__version__, message="%(prog)s %(version)s")
 @common_options
 def arcboxctl() -> None:
     """Talk to the ArcBox agent of a guest.
@@ -76,7 +77,7 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:  # noqa: BLE001  what it can't explain, it raises again
         # An option that could not be parsed may stand before --json; behind a command of a guest it is not ours.
         misused = isinstance(error, click.UsageError) and "--json" in arguments
-        return complain(error, as_json=invocation.json or misused)
+        return complain(error, as_json=invocation.json or misused, code=invocation.own_failure)
     return INTERRUPTED
 
 

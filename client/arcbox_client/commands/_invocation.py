@@ -1,23 +1,32 @@
-"""The options that every command takes, and the connection that they describe."""
+"""One call of `arcboxctl`: the options that every command takes, the connection, what went wrong, the exit status."""
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from importlib import import_module
+from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
 
 import click
 import trio
 from attrs import define
 
 from arcbox_client._background import beside
-from arcbox_client._interrupts import cancel_at_ctrl_c
+from arcbox_client._interrupts import INTERRUPTED, cancel_at_ctrl_c
 from arcbox_client.addresses import FORMS
 from arcbox_client.client import connect
+from arcbox_client.errors import (
+    AgentError,
+    ConnectError,
+    InvalidAddressError,
+    RequestFailedError,
+    TimedOutError,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from arcbox_client.client import AgentClient
 
@@ -30,6 +39,24 @@ COMPLETION_VARIABLE = "_ARCBOXCTL_COMPLETE"
 
 _TIMEOUT = 10.0
 """Seconds for connecting and for a request that is not slow, where --timeout does not say."""
+
+FAILED: Final = 1
+MISUSED: Final = 2
+NOT_CONNECTED: Final = 3
+CONNECTION_FAILED: Final = 4
+TIMED_OUT: Final = 5
+NOT_THE_COMMANDS: Final = 125
+
+EXIT_CODES: Final = {
+    0: "done",
+    FAILED: "the agent refused or failed, or there is no such file in the guest",
+    MISUSED: "arcboxctl was called wrongly",
+    NOT_CONNECTED: "no connection to the agent",
+    CONNECTION_FAILED: "the connection was lost, or the agent sent what makes no sense",
+    TIMED_OUT: "no reply in time",
+    NOT_THE_COMMANDS: "sandbox create, run and exec: any of the above; other codes are the command's own",
+    INTERRUPTED: "interrupted (Ctrl-C)",
+}
 
 
 class Seconds(click.FloatRange):
@@ -49,6 +76,8 @@ class Invocation:
     address: str = ""
     json: bool = False
     timeout: float | None = None
+    own_failure: int | None = None
+    """The exit status of whatever fails here or at the agent; None where each kind of failure has its own."""
 
     @property
     def where(self) -> str:
@@ -118,3 +147,86 @@ def _store(name: str) -> Callable[[click.Context, click.Parameter, object], None
 
 
 pass_invocation = click.make_pass_decorator(Invocation, ensure=True)
+
+
+class CommandGroup(click.Group):
+    """Commands whose modules are loaded when they are asked for.
+
+    `package` is what the modules in `homes` are relative to, `homes` has `module:attribute` by the name of the command.
+    """
+
+    package: ClassVar[str]
+    homes: ClassVar[Mapping[str, str]]
+    aliases: ClassVar[Mapping[str, str]] = {}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's
+        return list(self.homes)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  click's
+        home = self.homes.get(self.aliases.get(cmd_name, cmd_name))
+        if home is None:
+            return None
+        module, _, attribute = home.partition(":")
+        command: click.Command = getattr(import_module(f"{self.package}.{module}"), attribute)
+        return command
+
+
+class ProcessCommand(click.Command):
+    """A command that exits as a process in the guest does: failures of its own have one status, as with Docker."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.ensure_object(Invocation).own_failure = NOT_THE_COMMANDS
+        return super().parse_args(ctx, args)
+
+
+def complain(error: Exception, *, as_json: bool, code: int | None = None) -> int:
+    """Tell stderr about an error, and return the exit code: `code`, or that of its kind.
+
+    Raises:
+        Exception: the error itself, where it has no kind: a fault of arcboxctl.
+    """
+    kind = _exit_code(error)
+    if kind is None:
+        raise error
+    code = code or kind
+    line = _line(error)
+    if as_json:
+        click.echo(json.dumps({"error": {"message": line, "exit_code": code, **_details(error)}}), err=True)
+    else:
+        click.echo(f"arcboxctl: {line}", err=True)
+    return code
+
+
+_CODES: Final[dict[type[Exception], int]] = {
+    click.UsageError: MISUSED,
+    click.ClickException: FAILED,
+    InvalidAddressError: MISUSED,
+    UnicodeEncodeError: MISUSED,  # an argument has other bytes in it
+    ConnectError: NOT_CONNECTED,
+    TimedOutError: TIMED_OUT,
+    RequestFailedError: FAILED,
+    AgentError: CONNECTION_FAILED,
+    OSError: FAILED,  # such as a full disk under stdout
+}
+
+
+def _exit_code(error: Exception) -> int | None:
+    return next((_CODES[kind] for kind in type(error).__mro__ if kind in _CODES), None)
+
+
+def _line(error: Exception) -> str:
+    text = error.format_message() if isinstance(error, click.ClickException) else str(error)
+    if isinstance(error, UnicodeEncodeError):
+        text = f"{error.object!r} is not UTF-8, which is all that an agent can be told"
+    if isinstance(error, OSError) and not isinstance(error, AgentError):
+        text = f"cannot write the output: {(error.strerror or text).lower()}"
+    line = " ".join(text.split())
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        line = f"{line[:1].lower()}{line[1:].rstrip('.')} (see {error.ctx.command_path} --help)"
+    return line
+
+
+def _details(error: Exception) -> dict[str, object]:
+    if isinstance(error, RequestFailedError):
+        return {"code": error.code, "request": error.request.name, "trace_id": error.trace_id}
+    return {}

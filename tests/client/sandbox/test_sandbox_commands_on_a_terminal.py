@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from arcbox_protocol import ErrorReply, MessageType, sandbox_v1
+from arcbox_protocol import ErrorReply, MessageType, arcbox_v1, sandbox_v1
 
 if TYPE_CHECKING:
-    from arcbox_client.testing import FakeAgent, Request
+    from arcbox_client.testing import FakeAgent
     from tests.client.sandbox.conftest import Cli, Guest
     from tests.client.terminal import Terminal
 
@@ -85,7 +85,7 @@ async def test_the_terminal_is_restored_when_the_agent_refuses(cli: Cli, guest: 
         await guest.started.wait()
         await guest.refuse(ErrorReply(404, "there is no sandbox 'box'"))
         await terminal.until_shown(b"arcboxctl: SandboxExecRequest: there is no sandbox 'box' (404)\r\n")
-        assert await terminal.exit_code() == 1
+        assert await terminal.exit_code() == 125
         assert terminal.modes == before
 
 
@@ -95,7 +95,7 @@ async def test_the_terminal_is_restored_when_the_connection_is_lost(cli: Cli, gu
         await attached(terminal, guest)
         await guest._agent.close()
         await terminal.until_shown(b"arcboxctl: no connection to unix:")
-        assert await terminal.exit_code() == 4
+        assert await terminal.exit_code() == 125
         assert terminal.modes == before
 
 
@@ -225,18 +225,19 @@ async def test_a_spinner_turns_while_a_sandbox_starts_and_leaves_only_the_id(cli
     ready = trio.Event()
 
     async def answer(agent: FakeAgent) -> None:
-        def info(_: Request) -> sandbox_v1.SandboxInfo:
-            return sandbox_v1.SandboxInfo(id="box", state="ready" if ready.is_set() else "starting")
+        while True:
+            request = await agent.receive()
+            if request.type == T.SandboxEventsRequest:
+                await agent.reply(await agent.receive(), arcbox_v1.AgentPingResponse())
+                await ready.wait()
+                await agent.reply(request, sandbox_v1.SandboxEvent(sandbox_id="box", action="ready"))
+            elif request.type == T.SandboxCreateRequest:
+                await agent.reply(request, sandbox_v1.CreateSandboxResponse(id="box", state="starting"))
+            else:
+                state = "ready" if ready.is_set() else "starting"
+                await agent.reply(request, sandbox_v1.SandboxInfo(id="box", state=state))
 
-        await agent.serve(
-            {
-                T.SandboxCreateRequest: lambda _: sandbox_v1.CreateSandboxResponse(id="box", state="starting"),
-                T.SandboxEventsRequest: lambda _: [],
-                T.SandboxInspectRequest: info,
-            }
-        )
-
-    cli.listener.serve_agent(answer)
+    cli.serve_talk(answer)
     async with cli.on_a_terminal("create") as terminal:
         await terminal.until_shown(b"Starting the sandbox")
         ready.set()

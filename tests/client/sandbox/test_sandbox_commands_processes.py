@@ -68,17 +68,17 @@ async def test_run_in_json_is_a_line_for_each_piece_and_one_for_the_end(cli: Cli
 async def test_a_process_that_can_not_be_started_is_one_line(cli: Cli) -> None:
     cli.serve({T.SandboxRunRequest: lambda _: ErrorReply(404, "there is no sandbox 'box'")})
     result = await cli.sandbox("run", "box", "x")
-    assert result == (1, b"", b"arcboxctl: SandboxRunRequest: there is no sandbox 'box' (404)\n")
+    assert result == (125, b"", b"arcboxctl: SandboxRunRequest: there is no sandbox 'box' (404)\n")
 
 
-async def test_an_agent_that_goes_away_is_one_line_and_exit_code_4(cli: Cli) -> None:
+async def test_an_agent_that_goes_away_is_one_line_and_exit_code_125(cli: Cli) -> None:
     async def answer(agent: FakeAgent) -> None:
         await agent.receive()
         await agent.close()
 
     cli.serve_talk(answer)
     result = await cli.sandbox("run", "box", "x")
-    assert result.returncode == 4
+    assert result.returncode == 125
     assert result.stderr.startswith(b"arcboxctl: no connection to unix:")
     assert result.stderr.count(b"\n") == 1
 

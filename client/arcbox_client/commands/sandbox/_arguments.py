@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, TypedDict, TypeVar
 
 import click
 
-from arcbox_protocol import sandbox_v1
+from arcbox_client._sandbox_requests import Mount
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,20 +76,18 @@ class Variable(KeyValue):
         return os.environ[key]
 
 
-class BindMount(click.ParamType[sandbox_v1.Mount]):
+class BindMount(click.ParamType[Mount]):
     """SOURCE:TARGET, with :ro after it for a read-only one."""
 
     name = "source:target[:ro]"
 
-    def convert(
-        self, value: str | sandbox_v1.Mount, param: click.Parameter | None, ctx: click.Context | None
-    ) -> sandbox_v1.Mount:
-        if isinstance(value, sandbox_v1.Mount):
+    def convert(self, value: str | Mount, param: click.Parameter | None, ctx: click.Context | None) -> Mount:
+        if isinstance(value, Mount):
             return value
         source, target, mode, *rest = [*value.split(":"), "", ""][: max(3, value.count(":") + 1)]
         if not source.startswith("/") or not target.startswith("/") or mode not in {"", "rw", "ro"} or rest:
             self.fail(f"{value!r} is no mount: write /source:/target or /source:/target:ro", param, ctx)
-        return sandbox_v1.Mount(source=source, target=target, readonly=mode == "ro")
+        return Mount(source=source, target=target, readonly=mode == "ro")
 
 
 def command_line(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:

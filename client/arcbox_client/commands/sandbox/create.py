@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import click
-import trio
 
-from arcbox_client.commands._invocation import common_options, pass_invocation
+from arcbox_client.commands._invocation import ProcessCommand, common_options, pass_invocation
 from arcbox_client.commands._output import as_plain, show_json
 from arcbox_client.commands.sandbox._arguments import (
     BindMount,
@@ -19,20 +18,14 @@ from arcbox_client.commands.sandbox._arguments import (
     ProcessOptions,
     process_options,
 )
-from arcbox_client.errors import NotFoundError, TimedOutError
-from arcbox_protocol import sandbox_v1
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from arcbox_client._sandbox_requests import Mount
     from arcbox_client.client import AgentClient
     from arcbox_client.commands._invocation import Invocation
-    from arcbox_client.sessions import EventStream
-
-_LOOK_AGAIN = 0.5
-"""Seconds until a look at the sandbox itself: nothing says whether its event came before the subscription."""
-
-_USABLE: Final = frozenset({"ready", "running"})
+    from arcbox_protocol import sandbox_v1
 
 
 class _Options(ProcessOptions):
@@ -41,12 +34,17 @@ class _Options(ProcessOptions):
     label: tuple[tuple[str, str], ...]
     memory: int
     cpus: int
-    mount: tuple[sandbox_v1.Mount, ...]
+    mount: tuple[Mount, ...]
     ttl: int
     cmd: tuple[str, ...]
 
 
-@click.command("create", short_help="Create a sandbox.", context_settings={"allow_interspersed_args": False})
+@click.command(
+    "create",
+    cls=ProcessCommand,
+    short_help="Create a sandbox.",
+    context_settings={"allow_interspersed_args": False},
+)
 @click.option("--id", "sandbox_id", default="", metavar="ID", help="Its id.  [default: one that is made up]")
 @click.option("--rootfs", default="", metavar="PATH", help="Directory or file-system image, in the guest.")
 @click.option(
@@ -63,24 +61,22 @@ class _Options(ProcessOptions):
 @click.argument("cmd", nargs=-1, type=click.UNPROCESSED)
 @common_options
 @pass_invocation
-def command(invocation: Invocation, /, *, wait: bool, **options: Unpack[_Options]) -> None:
+def create(invocation: Invocation, /, *, wait: bool, **options: Unpack[_Options]) -> None:
     """Create a sandbox, and write its id once it is ready.
 
     CMD runs in it from then on. With --json: all that is known of the sandbox.
     """
 
-    async def create(client: AgentClient) -> None:
-        if not wait:
+    async def ask(client: AgentClient) -> None:
+        with _spinner(quiet=invocation.json or not wait):
             reply = await _request(client, options)
-            _show(reply, as_json=invocation.json)
-            return
-        async with client.sandbox_events(options["sandbox_id"]) as events:
-            with _spinner(quiet=invocation.json):
-                reply = await _request(client, options)
-                info = await _ready(client, reply.id, events, invocation.timeout)
-        _show(info, as_json=invocation.json)
+            sandbox = await client.sandbox_wait_ready(reply.id) if wait else reply
+        if invocation.json:
+            show_json(as_plain(sandbox))
+        else:
+            click.echo(sandbox.id)
 
-    invocation.run(create)
+    invocation.run(ask)
 
 
 async def _request(client: AgentClient, options: _Options) -> sandbox_v1.CreateSandboxResponse:
@@ -89,44 +85,14 @@ async def _request(client: AgentClient, options: _Options) -> sandbox_v1.CreateS
         rootfs=options["rootfs"],
         labels=dict(options["label"]),
         env=dict(options["env"]),
-        limits=sandbox_v1.ResourceLimits(vcpus=options["cpus"], memory_mib=options["memory"]),
+        vcpus=options["cpus"],
+        memory_mib=options["memory"],
         mounts=options["mount"],
-        ttl_seconds=options["ttl"],
+        ttl=options["ttl"],
         user=options["user"],
         working_dir=options["workdir"],
         cmd=options["cmd"],
     )
-
-
-async def _ready(
-    client: AgentClient, sandbox_id: str, events: EventStream, limit: float | None
-) -> sandbox_v1.SandboxInfo:
-    """Wait until a sandbox is ready; what is known of it then.
-
-    Raises:
-        click.ClickException: it failed, or was stopped or removed.
-        TimedOutError: it took more than `limit` seconds.
-    """
-    with trio.move_on_after(float("inf") if limit is None else limit):
-        try:
-            info = await client.sandbox_inspect(sandbox_id)
-            while info.state == "starting":
-                with trio.move_on_after(_LOOK_AGAIN):
-                    await _something_happens(events, sandbox_id)
-                info = await client.sandbox_inspect(sandbox_id)
-        except NotFoundError as error:
-            raise click.ClickException(f"sandbox {sandbox_id} was removed before it was ready") from error
-        if info.state not in _USABLE:
-            how = "has failed" if info.state == "failed" else f"is {info.state}"
-            raise click.ClickException(f"sandbox {sandbox_id} {how}: {info.error or 'before it was ready'}")
-        return info
-    raise TimedOutError(f"sandbox {sandbox_id} is not ready within {limit:g} s")
-
-
-async def _something_happens(events: EventStream, sandbox_id: str) -> None:
-    async for event in events:
-        if event.sandbox_id == sandbox_id and event.action != "created":
-            return
 
 
 @contextmanager
@@ -139,10 +105,3 @@ def _spinner(*, quiet: bool) -> Iterator[None]:
 
     with Console(stderr=True).status("Starting the sandbox"):
         yield
-
-
-def _show(sandbox: sandbox_v1.SandboxInfo | sandbox_v1.CreateSandboxResponse, *, as_json: bool) -> None:
-    if as_json:
-        show_json(as_plain(sandbox))
-    else:
-        click.echo(sandbox.id)

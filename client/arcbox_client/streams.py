@@ -1,27 +1,41 @@
-"""Streams as objects: what runs in a sandbox, and what happens to sandboxes."""
+"""Streams as objects: what a process writes, what happens to sandboxes, what the agent says unasked."""
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Literal, cast
 
 import trio
 from attrs import define, field, frozen
+from google.protobuf.message import DecodeError
 
 from arcbox_client._background import beside
-from arcbox_client.errors import AgentError
-from arcbox_protocol import MessageType, sandbox_v1
+from arcbox_client.errors import AgentError, NotificationsMissedError, ProtocolViolationError
+from arcbox_protocol import MessageType, arcbox_v1, sandbox_v1
 
 if TYPE_CHECKING:
-    from arcbox_client._connection import Connection
-    from arcbox_client._replies import ReplyStream
-    from arcbox_protocol import Buffer
+    from arcbox_client._multiplexer import Multiplexer
+    from arcbox_client._requests import ReplyStream
+    from arcbox_client.errors import ConnectionLostError
+    from arcbox_protocol import Buffer, Frame
 
 _STDIN_CHUNK = 64 * 1024
 """Bytes of stdin per frame: small enough that other requests on the connection get their turn."""
 
 
+Notification = arcbox_v1.PortBindingsChanged | arcbox_v1.PortBindingsRemoved
+
+_MESSAGES: dict[MessageType, type[Notification]] = {
+    MessageType.PortBindingsChanged: arcbox_v1.PortBindingsChanged,
+    MessageType.PortBindingsRemoved: arcbox_v1.PortBindingsRemoved,
+}
+
+_BUFFER = 1024
+"""Notifications kept for whoever takes them later; then the oldest go."""
+
+
 @frozen
-class Output:
+class OutputChunk:
     """Some bytes that a process wrote, cut anywhere."""
 
     stream: Literal["stdout", "stderr"]
@@ -41,7 +55,7 @@ class Completed:
 
 @define(eq=False)
 class RunSession:
-    """A process in a sandbox and its output: `async for chunk in session`, an `Output` each.
+    """A process in a sandbox and its output: `async for chunk in session`, an `OutputChunk` each.
 
     Take the output as it comes. About 1 MiB waits here for a slow consumer; then the connection is read no further,
     and the process in the guest waits too.
@@ -54,7 +68,7 @@ class RunSession:
     def __aiter__(self) -> RunSession:
         return self
 
-    async def __anext__(self) -> Output:
+    async def __anext__(self) -> OutputChunk:
         """The next output.
 
         Raises:
@@ -66,7 +80,7 @@ class RunSession:
             if reply.done:
                 self.exit_code = reply.exit_code
             if reply.data:
-                return Output(cast('Literal["stdout", "stderr"]', reply.stream), reply.data)
+                return OutputChunk(cast('Literal["stdout", "stderr"]', reply.stream), reply.data)
         raise StopAsyncIteration
 
     async def wait(self) -> int:
@@ -87,7 +101,7 @@ class RunSession:
 class ExecSession(RunSession):
     """A process in a sandbox that has a stdin and, maybe, a terminal."""
 
-    _connection: Connection
+    _multiplexer: Multiplexer
     _trace_id: str
     _stdin_closed: bool = field(init=False, default=False)
 
@@ -105,19 +119,19 @@ class ExecSession(RunSession):
         view = memoryview(data)
         for start in range(0, len(view), _STDIN_CHUNK):
             chunk = bytes(view[start : start + _STDIN_CHUNK])
-            await self._connection.send(MessageType.SandboxExecInput, self._trace_id, chunk)
+            await self._multiplexer.send(MessageType.SandboxExecInput, self._trace_id, chunk)
             await trio.lowlevel.checkpoint()
 
     async def close_stdin(self) -> None:
         """Let the process see the end of its stdin. Again has no effect."""
         if not self._stdin_closed:
             self._stdin_closed = True
-            await self._connection.send(MessageType.SandboxExecInput, self._trace_id, b"")
+            await self._multiplexer.send(MessageType.SandboxExecInput, self._trace_id, b"")
 
     async def resize(self, columns: int, rows: int) -> None:
         """Tell the process's terminal its new size."""
         size = sandbox_v1.TerminalSize(width=columns, height=rows)
-        await self._connection.send(MessageType.SandboxExecResize, self._trace_id, size.SerializeToString())
+        await self._multiplexer.send(MessageType.SandboxExecResize, self._trace_id, size.SerializeToString())
 
     async def communicate(self, stdin: Buffer = b"") -> Completed:
         """Send `stdin` and its end, and read all output meanwhile. Raises as iterating does."""
@@ -150,3 +164,53 @@ class EventStream:
             ConnectionLostError: the connection ended.
         """
         return await self._replies.next()
+
+
+@define(eq=False)
+class Notifications:
+    """The notifications of one connection, as an async iterator: `async for change in client.notifications`.
+
+    Each goes to one consumer. Up to 1024 wait; when more come, the oldest are dropped, and the consumer is told by
+    `NotificationsMissedError`, after which it can go on iterating. The iteration ends with `ConnectionLostError`.
+    """
+
+    _waiting: deque[Notification] = field(init=False, factory=deque)
+    _missed: int = field(init=False, default=0)
+    _arrival: trio.lowlevel.ParkingLot = field(init=False, factory=trio.lowlevel.ParkingLot)
+    _error: ConnectionLostError | None = field(init=False, default=None)
+
+    def __aiter__(self) -> Notifications:
+        return self
+
+    async def __anext__(self) -> Notification:
+        await trio.lowlevel.checkpoint()
+        while not self._waiting:
+            if self._error is not None:
+                raise self._error
+            await self._arrival.park()
+        if self._missed:
+            missed, self._missed = self._missed, 0
+            raise NotificationsMissedError(missed)
+        return self._waiting.popleft()
+
+    def deliver(self, notification: Notification) -> None:
+        """Keep one more. For the multiplexer."""
+        if len(self._waiting) == _BUFFER:
+            self._waiting.popleft()
+            self._missed += 1
+        self._waiting.append(notification)
+        self._arrival.unpark()
+
+    def lose(self, error: ConnectionLostError) -> None:
+        """Nothing more will come. For the multiplexer."""
+        self._error = error
+        self._arrival.unpark_all()
+
+
+def parse_notification(frame: Frame) -> Notification:
+    """The notification in a frame whose type is one. Raises `ProtocolViolationError`."""
+    message_type = MessageType(frame.type)
+    try:
+        return _MESSAGES[message_type].FromString(frame.payload)
+    except DecodeError as error:
+        raise ProtocolViolationError(f"a {message_type.name} that does not parse: {error}") from error

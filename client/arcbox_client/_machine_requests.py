@@ -1,12 +1,10 @@
-"""The requests about the guest itself."""
+"""The requests about the machine: ping, system, power, files, disks, container runtime, Kubernetes."""
 
 from __future__ import annotations
 
 from attrs import frozen
 
-from arcbox_client._file_reply import parse_file_reply
-from arcbox_client._replies import check_reply
-from arcbox_client._requests import Requests
+from arcbox_client._requests import Requests, check_reply, parse_file_reply
 from arcbox_client.errors import RequestFailedError, file_read_failed
 from arcbox_protocol import MessageType, arcbox_v1
 
@@ -15,8 +13,8 @@ MAX_READ = 64 * 1024 * 1024
 
 
 @frozen(eq=False, kw_only=True)
-class GuestRequests(Requests):
-    """Ping, system, power, files, disks, container runtime, Kubernetes."""
+class MachineRequests(Requests):
+    """What can be asked of the machine, besides its sandboxes."""
 
     async def ping(self, message: str = "", *, timestamp_secs: int = 0) -> arcbox_v1.AgentPingResponse:
         """Ask for a sign of life: `pong`, or `pong: <message>`, and the agent's version.

@@ -1,4 +1,4 @@
-"""arcboxctl completion."""
+"""arcboxctl version and completion: arcboxctl itself."""
 
 from __future__ import annotations
 
@@ -9,9 +9,33 @@ from click.shell_completion import get_completion_class
 
 from arcbox_client.commands._invocation import COMPLETION_VARIABLE, common_options, pass_invocation
 from arcbox_client.commands._output import show_json
+from arcbox_protocol import __version__
 
 if TYPE_CHECKING:
+    from arcbox_client.client import AgentClient
     from arcbox_client.commands._invocation import Invocation
+
+
+@click.command("version", short_help="Show the versions of both ends.")
+@common_options
+@pass_invocation
+def version(invocation: Invocation) -> None:
+    """Show the version of arcboxctl and, where an address is given, of the agent."""
+    versions: dict[str, str | None] = {"arcboxctl": __version__, "agent": None}
+
+    async def ask(client: AgentClient) -> None:
+        versions["agent"] = (await client.ping()).version
+
+    try:
+        if invocation.where:
+            invocation.run(ask)
+    finally:
+        if invocation.json:
+            show_json(versions)
+        else:
+            for name, version in versions.items():
+                if version is not None:
+                    click.echo(f"{name} {version}")
 
 
 @click.command("completion", short_help="Write a shell's completion script.")
@@ -19,7 +43,7 @@ if TYPE_CHECKING:
 @common_options
 @pass_invocation
 @click.pass_context
-def command(ctx: click.Context, invocation: Invocation, shell: str) -> None:
+def completion(ctx: click.Context, invocation: Invocation, shell: str) -> None:
     """Write the script that lets a shell complete arcboxctl's arguments.
 
     \b

@@ -18,7 +18,7 @@ from arcbox_protocol import sandbox_v1
 if TYPE_CHECKING:
     from typing import TextIO
 
-    from arcbox_client.sessions import ExecSession, Output, RunSession
+    from arcbox_client.streams import ExecSession, OutputChunk, RunSession
 
 _READ_SIZE = 64 * 1024
 
@@ -78,7 +78,7 @@ async def show(session: RunSession, *, as_json: bool) -> int:
     return exit_code
 
 
-def _show_json(piece: Output) -> None:
+def _show_json(piece: OutputChunk) -> None:
     plain = as_plain(sandbox_v1.RunOutput(stream=piece.stream, data=piece.data))
     show_json({name: plain[name] for name in ("stream", "data")})
 

@@ -1,4 +1,4 @@
-"""arcboxctl sandbox exec."""
+"""arcboxctl sandbox run and exec: processes in a sandbox."""
 
 from __future__ import annotations
 
@@ -11,19 +11,25 @@ import click
 from attrs import define, field
 
 from arcbox_client._background import beside
-from arcbox_client.commands._invocation import common_options, pass_invocation
+from arcbox_client.commands._invocation import ProcessCommand, common_options, pass_invocation
 from arcbox_client.commands.sandbox._arguments import CommandOptions, command_line, command_options
-from arcbox_client.commands.sandbox._detach import DetachKeys, KeySequence, go_on_in_background
-from arcbox_client.commands.sandbox._streams import copy_stdin, no_stdin, read, show
-from arcbox_client.commands.sandbox._terminal import RawTerminal, follow_size, raw_terminal, terminal_size
+from arcbox_client.commands.sandbox._stdio import copy_stdin, no_stdin, read, show
+from arcbox_client.commands.sandbox._terminal import (
+    DetachKeys,
+    KeySequence,
+    RawTerminal,
+    follow_size,
+    go_on_in_background,
+    raw_terminal,
+    terminal_size,
+)
 from arcbox_client.errors import AgentError
-from arcbox_protocol import sandbox_v1
 
 if TYPE_CHECKING:
     from arcbox_client._sandbox_requests import ExecOptions
     from arcbox_client.client import AgentClient
     from arcbox_client.commands._invocation import Invocation
-    from arcbox_client.sessions import ExecSession
+    from arcbox_client.streams import ExecSession
 
 
 class _Options(CommandOptions):
@@ -33,7 +39,43 @@ class _Options(CommandOptions):
 
 
 @click.command(
+    "run",
+    cls=ProcessCommand,
+    short_help="Run a command in a sandbox that runs nothing else.",
+    context_settings={"allow_interspersed_args": False},
+)
+@click.argument("sandbox_id", metavar="ID")
+@click.argument("cmd", nargs=-1, required=True, type=click.UNPROCESSED, callback=command_line)
+@command_options
+@common_options
+@pass_invocation
+def run(invocation: Invocation, /, sandbox_id: str, cmd: tuple[str, ...], **options: Unpack[CommandOptions]) -> None:
+    """Run CMD in a sandbox in which nothing else runs, and exit as it does. Its stdin is empty.
+
+    Ctrl-C kills it. With --json: a line for each piece of output, {"stream", "data" in base64}, and at the end
+    {"stream": "exit", "exit_code"}.
+    """
+    exit_code = 0
+
+    async def show_output(client: AgentClient) -> None:
+        nonlocal exit_code
+        async with client.sandbox_run(
+            sandbox_id,
+            cmd,
+            env=dict(options["env"]),
+            working_dir=options["workdir"],
+            user=options["user"],
+            timeout=options["kill_after"],
+        ) as session:
+            exit_code = await show(session, as_json=invocation.json)
+
+    invocation.run(show_output)
+    raise click.exceptions.Exit(exit_code)
+
+
+@click.command(
     "exec",
+    cls=ProcessCommand,
     short_help="Run a command in a sandbox, with a stdin and maybe a terminal.",
     context_settings={"allow_interspersed_args": False},
 )
@@ -51,7 +93,7 @@ class _Options(CommandOptions):
 )
 @common_options
 @pass_invocation
-def command(invocation: Invocation, /, sandbox_id: str, cmd: tuple[str, ...], **options: Unpack[_Options]) -> None:
+def exec_(invocation: Invocation, /, sandbox_id: str, cmd: tuple[str, ...], **options: Unpack[_Options]) -> None:
     """Run CMD in a sandbox, beside what runs there already, and exit as it does.
 
     With -it it has this terminal: all keys go to it, Ctrl-C too, and it sees the window change its size. Otherwise
@@ -91,12 +133,12 @@ class _Execution:
             "env": dict(options["env"]),
             "working_dir": options["workdir"],
             "user": options["user"],
-            "timeout_seconds": options["kill_after"],
+            "timeout": options["kill_after"],
             "tty": options["tty"],
         }
         size = terminal_size()
         if options["tty"] and size is not None:
-            wire["tty_size"] = sandbox_v1.TerminalSize(width=size[0], height=size[1])
+            wire["tty_size"] = size
         return wire
 
     async def _in_pipes(self, session: ExecSession) -> None:

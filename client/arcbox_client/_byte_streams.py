@@ -1,23 +1,32 @@
-"""From an address to a connected socket."""
+"""Byte streams to an agent: a socket connected to its address, or any `trio.abc.Stream`.
+
+The socket tries each call before it waits: only EAGAIN enters Trio's scheduler.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from arcbox_client._transport import SocketTransport
 from arcbox_client.addresses import UnixAddress
 from arcbox_client.errors import ConnectError, ConnectTimedOutError, HandshakeError
 
 if TYPE_CHECKING:
     from arcbox_client.addresses import Address
+    from arcbox_protocol import Buffer
+
+RECEIVE_SIZE = 256 * 1024
+"""Bytes asked of one recv(2)."""
+
+_CALLS_BETWEEN_CHECKPOINTS = 16
+"""Receives that may succeed without waiting before other tasks of this process get a turn."""
 
 _BACKLOG_PAUSE = 0.002
-"""Seconds between tries at a Unix socket whose backlog is full: the kernel has no way of waiting for room in it."""
+"""Seconds between tries at a Unix socket whose backlog is full: connect(2) says EAGAIN, and no event follows."""
 
 _LONGEST_ANSWER = 128
 """Bytes of the line with which a VMM answers CONNECT; known ones are shorter than 16."""
@@ -33,11 +42,85 @@ _REASONS = {
 }
 
 
-async def dial(address: Address, timeout: float) -> SocketTransport:  # noqa: ASYNC109  it becomes an error of its own type
+class ByteStream(Protocol):
+    """A byte stream to one agent. One task receives, one sends."""
+
+    async def receive(self) -> bytes | bytearray:
+        """The next bytes; empty at the end of the stream. Raises `trio.BrokenResourceError`."""
+
+    def send_nowait(self, data: Buffer) -> int:
+        """Send what can be sent without waiting; returns the number of bytes. Raises `trio.BrokenResourceError`."""
+
+    async def send(self, data: Buffer) -> None:
+        """Send all of `data`. Raises `trio.BrokenResourceError`."""
+
+    async def aclose(self) -> None:
+        """Close it without waiting for anything."""
+
+
+class SocketByteStream:
+    """A connected stream socket, which it owns."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        connected.setblocking(False)
+        self._socket = connected
+        self._receives = 0
+
+    async def receive(self) -> bytes:
+        self._receives += 1
+        if self._receives % _CALLS_BETWEEN_CHECKPOINTS == 0:
+            await trio.lowlevel.checkpoint()
+        while True:
+            try:
+                return self._socket.recv(RECEIVE_SIZE)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._socket)
+            except OSError as error:
+                raise trio.BrokenResourceError(_strerror(error)) from error
+
+    def send_nowait(self, data: Buffer) -> int:
+        try:
+            return self._socket.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise trio.BrokenResourceError(_strerror(error)) from error
+
+    async def send(self, data: Buffer) -> None:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self.send_nowait(rest) :]
+            if rest:
+                await trio.lowlevel.wait_writable(self._socket)
+
+    async def aclose(self) -> None:
+        self._socket.close()
+
+
+class TrioByteStream:
+    """Any byte stream of Trio's, which it owns."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream = stream
+
+    async def receive(self) -> bytes | bytearray:
+        return await self._stream.receive_some()
+
+    def send_nowait(self, data: Buffer) -> int:  # noqa: ARG002  the interface's
+        return 0
+
+    async def send(self, data: Buffer) -> None:
+        await self._stream.send_all(data)
+
+    async def aclose(self) -> None:
+        await trio.aclose_forcefully(self._stream)
+
+
+async def dial(address: Address, timeout: float) -> SocketByteStream:  # noqa: ASYNC109  it becomes an error of its own type
     """Connect to an agent, within `timeout` seconds.
 
     Raises:
-        ConnectError: there is nobody, or nobody that we may talk to.
+        ConnectError: nobody listens there, or nobody that we may talk to.
         ConnectTimedOutError: it took too long.
         HandshakeError: the VMM did not connect us to the port.
     """
@@ -45,8 +128,8 @@ async def dial(address: Address, timeout: float) -> SocketTransport:  # noqa: AS
         try:
             connected = await _connected_socket(address)
         except OSError as error:
-            raise ConnectError(address, _reason(error)) from error
-        return SocketTransport(connected)
+            raise ConnectError(address, _REASONS.get(error.errno or 0) or _strerror(error)) from error
+        return SocketByteStream(connected)
     raise ConnectTimedOutError(address, f"no answer within {timeout:g} s")
 
 
@@ -104,7 +187,5 @@ async def _receive_line(connected: socket.socket) -> bytes:
     return line
 
 
-def _reason(error: OSError) -> str:
-    if error.errno in _REASONS:
-        return _REASONS[error.errno]
+def _strerror(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
