@@ -76,6 +76,8 @@ async def test_sandboxes_reach_the_gateway_each_other_and_by_name(
         await machine.until(client, name, "ready")
 
     assert (await run(client, "one", "ping -c 1 -W 5 172.20.0.1 && ping -c 1 -W 5 172.20.0.3"))[0] == 0
+    assert (await run(client, "one", "ping -c 1 -W 5 two.arcbox.local && ping -c 1 -W 5 two"))[0] == 0
+    assert (await run(client, "one", "nslookup nobody.arcbox.local"))[0] != 0
     code, output = await run(client, "alone", "ping -c 1 -W 1 172.20.0.1")
     assert code != 0
     assert "unreachable" in output

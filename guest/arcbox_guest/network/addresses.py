@@ -49,6 +49,9 @@ class Lease:
         return f"{LINK_PREFIX}{int(self.address):08x}"
 
 
+ZONE: Final = "arcbox.local"
+"""The parent of all names of sandboxes; nothing below it is ever asked elsewhere."""
+
 LINK_PREFIX: Final = "arcb-"
 """Of the names of all links of sandboxes."""
 

@@ -16,6 +16,8 @@ import trio
 from attrs import define, field
 from dns import exception, flags, message, opcode, rcode, rdatatype, rrset
 
+from arcbox_guest.network.addresses import ZONE
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
     from ipaddress import IPv4Network
@@ -24,9 +26,6 @@ if TYPE_CHECKING:
     from trio.socket import SocketType
 
 log = logging.getLogger(__name__)
-
-ZONE: Final = "arcbox.local"
-"""The parent of all local names; nothing below it is ever asked elsewhere."""
 
 PORT: Final = 53
 

@@ -16,7 +16,7 @@ from attrs import define, field, frozen
 
 from arcbox_guest.errors import GuestError, NotSupportedError
 from arcbox_guest.network import links, packet_filter
-from arcbox_guest.network.addresses import AddressPool, gateway_of
+from arcbox_guest.network.addresses import ZONE, AddressPool, gateway_of
 from arcbox_guest.network.packet_filter import PacketFilter
 
 if TYPE_CHECKING:
@@ -149,9 +149,11 @@ class SandboxNetwork:
             upstream=partial(upstream_servers, self.settings),
         ).run()
 
-    def nameservers(self) -> list[str]:
-        """What sandboxes have in their resolv.conf."""
-        return [str(gateway_of(self.settings.subnet))] if self.settings.dns_server else upstream_servers(self.settings)
+    def resolver(self) -> list[str]:
+        """The lines of sandboxes' resolv.conf, resolv.conf(5): with our server, the id of another one is enough."""
+        if self.settings.dns_server:
+            return [f"search {ZONE}", f"nameserver {gateway_of(self.settings.subnet)}"]
+        return [f"nameserver {server}" for server in upstream_servers(self.settings)]
 
     async def _watch_iptables(self) -> None:
         while True:

@@ -255,7 +255,7 @@ class OciDriver:
         if not spec.lease or self.network is None:
             return etc.files(spec.id)
         address = str(Lease.parse(spec.lease).address)
-        return etc.files(spec.id, address=address, nameservers=self.network.nameservers())
+        return etc.files(spec.id, address=address, resolver=self.network.resolver())
 
     async def _stop(self, equipment: Equipment, sandbox_id: str) -> None:
         groups = self._cgroups(equipment, sandbox_id)

@@ -21,15 +21,15 @@ _LARGEST: Final = 64 * 1024
 """Bytes of the guest's resolv.conf that are copied."""
 
 
-def files(name: str, *, address: str = "127.0.0.1", nameservers: Sequence[str] | None = None) -> Mapping[str, str]:
+def files(name: str, *, address: str = "127.0.0.1", resolver: Sequence[str] | None = None) -> Mapping[str, str]:
     """What the files say, by name.
 
     Args:
         name: of the sandbox, as hostname(1) prints it.
         address: that its name stands for, inside.
-        nameservers: their addresses; None for the resolv.conf of the guest.
+        resolver: the lines of its resolv.conf; None for those of the guest.
     """
-    resolv_conf = _resolv_conf() if nameservers is None else "".join(f"nameserver {one}\n" for one in nameservers)
+    resolv_conf = _resolv_conf() if resolver is None else "".join(f"{line}\n" for line in resolver)
     hosts = f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{address}\t{name}\n"
     return {"hosts": hosts, "hostname": f"{name}\n", "resolv.conf": resolv_conf}
 
