@@ -273,4 +273,4 @@ class CrunByHand:
 
     def _inside(self, work: Callable[[], T]) -> T:
         """In the mount namespace where crun sees no cgroup2."""
-        return self._namespace.submit(work).result()
+        return self._namespace.call(work)

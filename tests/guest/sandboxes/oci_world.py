@@ -58,8 +58,8 @@ class OciWorld:
         """What is mounted below the driver's directory, in the agent's mount namespace and in the driver's."""
         lines = Path("/proc/self/mountinfo").read_text().splitlines()
         if self.driver._equipment is not None:
-            threads = self.driver._equipment.namespace._threads
-            lines += threads.submit(Path("/proc/thread-self/mountinfo").read_text).result().splitlines()
+            namespace = self.driver._equipment.namespace
+            lines += namespace.call(Path("/proc/thread-self/mountinfo").read_text).splitlines()
         return [line for line in lines if str(self.driver.data_dir) in line]
 
     def leftovers(self) -> list[str]:

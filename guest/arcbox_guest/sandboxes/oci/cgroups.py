@@ -18,7 +18,7 @@ import os
 import select
 import signal
 import time
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -29,7 +29,7 @@ from arcbox_guest.errors import GuestError
 from arcbox_guest.sandboxes.model import Statistics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from arcbox_guest.sandboxes.oci.hierarchies import Hierarchies
 
@@ -237,9 +237,7 @@ class SandboxCgroups:
         await _empty(self.tree)
         # What a former agent had begun to create, and not yet adopted, is in the cgroups of the runtime alone.
         while stragglers := self._stragglers():
-            for pid in stragglers:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            _signal(stragglers, signal.SIGKILL, self._stragglers)
             await trio.sleep(0.005)
 
     def _stragglers(self) -> list[int]:
@@ -262,10 +260,41 @@ def _terminate(groups: Sequence[ProcessGroup], is_starting: Callable[[int], bool
         if (clients and not pids) or any(map(is_starting, pids)):
             starting.append(group)
             continue
+        _signal(pids, signal.SIGTERM, group.inside)
+        _signal(list(filter(_wants_hangup, pids)), signal.SIGHUP, group.inside)
+    return starting
+
+
+def _signal(pids: Collection[int], number: int, members: Callable[[], Collection[int]]) -> None:
+    """Send processes a signal, unless they have left: a number may be another process's by now."""
+    with ExitStack() as stack:
+        opened = {}
         for pid in pids:
             with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-    return starting
+                opened[pid] = os.pidfd_open(pid)
+                stack.callback(os.close, opened[pid])
+        still = set(members())
+        for pid, pidfd in opened.items():
+            with suppress(ProcessLookupError):
+                if pid in still:
+                    signal.pidfd_send_signal(pidfd, number)
+
+
+def _wants_hangup(pid: int) -> bool:
+    """Whether SIGHUP is what ends a process: the leader of a terminal's session that does not die of SIGTERM.
+
+    Interactive shells are such. What handles SIGTERM, and not SIGHUP, ends in its own time.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            _state, _parent, _group, session, terminal = file.read().rpartition(b")")[2].split()[:5]
+        with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
+            status = dict(line.split(b":", 1) for line in file.read().splitlines())
+    except (OSError, ValueError):
+        return False
+    ignores_term = int(status[b"SigIgn"], 16) & 1 << signal.SIGTERM - 1
+    catches_hangup = int(status[b"SigCgt"], 16) & 1 << signal.SIGHUP - 1
+    return int(session) == pid and int(terminal) != 0 and bool(ignores_term or catches_hangup)
 
 
 def _pid_namespace(pid: int) -> int | None:

@@ -9,7 +9,7 @@ import os
 import shutil
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 from attrs import define, evolve, field, frozen
@@ -27,7 +27,7 @@ from arcbox_guest.sandboxes.oci.sandbox import LiveSandbox
 from arcbox_guest.sandboxes.oci.trees import remove_tree
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
     from arcbox_guest.network.network import SandboxNetwork
     from arcbox_guest.sandboxes.driver import Process
@@ -42,6 +42,13 @@ _TOOLS: Final = "/arcbox/runtime/bin"
 _SYSTEM: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/libexec/podman"
 
 _INIT: Final = "catatonit"
+
+_CREATIONS: Final = 128
+"""Sandboxes that are created at the same time; those whose storage hangs count until it answers."""
+
+_OWN_FILES: Final = 32
+
+_T = TypeVar("_T")
 
 
 @frozen
@@ -87,6 +94,11 @@ class OciDriver:
 
     name: str = field(init=False, default="oci")
     _equipment: Equipment | None = field(init=False, default=None)
+    _equipping: trio.Lock = field(init=False, factory=trio.Lock)
+    _storage: trio.CapacityLimiter = field(init=False, factory=lambda: trio.CapacityLimiter(_CREATIONS))
+    """Of calls on what a request has named: storage that may hang."""
+
+    _own_files: trio.CapacityLimiter = field(init=False, factory=lambda: trio.CapacityLimiter(_OWN_FILES))
     _live: dict[str, LiveSandbox] = field(init=False, factory=dict)
     _ids: set[str] = field(init=False, factory=set)
     """Of the sandboxes that live, or are being created or destroyed."""
@@ -106,7 +118,7 @@ class OciDriver:
         directory = self._directory(spec.id)
         if spec.id in self._ids or directory.exists():
             raise ConflictError(f"sandbox {spec.id} exists already, or something is left of one")
-        equipment = self._equip()
+        equipment = await self._equip()
         self._ids.add(spec.id)
         try:
             await self._create_from(equipment, spec)
@@ -133,31 +145,31 @@ class OciDriver:
         if sandbox_id in self._live:
             self._live[sandbox_id].stopped = True
         with _translated(f"sandbox {sandbox_id} can't be stopped"):
-            await self._stop(self._equip(), sandbox_id)
+            await self._stop(await self._equip(), sandbox_id)
 
     async def destroy(self, sandbox_id: str) -> None:
         self._ids.add(sandbox_id)
         await self.stop(sandbox_id)
         with _translated(f"sandbox {sandbox_id} can't be removed"):
-            await trio.to_thread.run_sync(remove_tree, self._directory(sandbox_id))
+            await self._in_thread(remove_tree, self._directory(sandbox_id))
         if sandbox_id in self._images:
-            await self._equip().images.release(self._images.pop(sandbox_id))
+            await (await self._equip()).images.release(self._images.pop(sandbox_id))
         if sandbox_id in self._live:
             self._live.pop(sandbox_id).watch.close()
         self._ids.remove(sandbox_id)
         if not self._ids:
-            cgroups.remove_parents(self._equip().hierarchies, self._cgroup)
+            cgroups.remove_parents((await self._equip()).hierarchies, self._cgroup)
 
     async def statistics(self, sandbox_id: str) -> Statistics:
         sandbox = self._find(sandbox_id)
         sandbox.check_alive()
         try:
-            return await trio.to_thread.run_sync(sandbox.cgroups.statistics)
+            return await self._in_thread(sandbox.cgroups.statistics)
         except OSError as error:
             raise UnavailableError(f"sandbox {sandbox_id} does not run any more") from error
 
     async def existing(self) -> Sequence[str]:
-        return await trio.to_thread.run_sync(self._existing)
+        return await self._in_thread(self._existing)
 
     async def close(self) -> None:
         """Let go of everything that is not a sandbox's. Sandboxes that run go on running."""
@@ -168,13 +180,18 @@ class OciDriver:
         self._images.clear()  # they were mounted in the namespace that ends here
         if equipment is not None:
             cgroups.remove_parents(equipment.hierarchies, self._cgroup)
-            await trio.to_thread.run_sync(equipment.close, abandon_on_cancel=True)  # it may wait for a call that hangs
+            await self._in_thread(equipment.close)
 
-    def _equip(self) -> Equipment:
-        if self._equipment is None:
-            with _translated("sandboxes can't be had on this machine"):
-                self._equipment = self._make_equipment()
-        return self._equipment
+    async def _equip(self) -> Equipment:
+        async with self._equipping:
+            if self._equipment is None:
+                with _translated("sandboxes can't be had on this machine"):
+                    self._equipment = await trio.to_thread.run_sync(self._make_equipment)
+            return self._equipment
+
+    async def _in_thread(self, function: Callable[..., _T], *arguments: object) -> _T:
+        """Call a function that touches our own files and cgroups only: disks can be slow, and can die."""
+        return await trio.to_thread.run_sync(function, *arguments, limiter=self._own_files, abandon_on_cancel=True)
 
     def _make_equipment(self) -> Equipment:
         runtime, init = _find_tool(self.runtime, "sandbox.runtime"), _find_tool(self.init or _INIT, "sandbox.init")
@@ -188,33 +205,41 @@ class OciDriver:
             unified=unified,
             namespace=namespace,
             runtime=Runtime(runtime, self._runtime_state, namespace),
-            images=Images(self.data_dir / "images", namespace),
+            images=Images(self.data_dir / "images", namespace, self._storage),
             init=init,
         )
 
     async def _create_from(self, equipment: Equipment, spec: Spec) -> None:
-        sources = await trio.to_thread.run_sync(Sources.open, spec.rootfs, spec.mounts)
+        sources = await trio.to_thread.run_sync(
+            Sources.open, spec.rootfs, spec.mounts, limiter=self._storage, abandon_on_cancel=True
+        )
         try:
             with _translated(f"sandbox {spec.id} can't be created"):
                 await self._create(equipment, spec, sources)
-        finally:
+        except trio.Cancelled:
+            raise  # a thread may still need them: they are closed with the last reference
+        except BaseException:
             sources.close()
+            raise
+        sources.close()
 
     async def _create(self, equipment: Equipment, spec: Spec, sources: Sources) -> None:
         lower: Path | int
         if sources.rootfs_is_directory:
-            lower = await trio.to_thread.run_sync(sources.clone, sources.rootfs)
+            lower = sources.rootfs
         else:
-            image = self._images[spec.id] = await equipment.images.acquire(sources.rootfs, spec.rootfs)
+            image = await equipment.images.acquire(sources.rootfs, sources.rootfs_status, spec.rootfs)
+            self._images[spec.id] = image
             lower = image.path
-        mounts = [await trio.to_thread.run_sync(sources.clone, bind) for bind in sources.binds]
         stage = Stage(self._directory(spec.id))
         try:
-            client = await equipment.namespace.run(self._prepare, equipment, spec, stage, lower, mounts)
+            client = await equipment.namespace.run_abandonable(
+                self._prepare, equipment, spec, stage, lower, sources, limiter=self._storage
+            )
             init = await equipment.runtime.run(spec.id, stage.directory, client.enter)
         finally:
             with trio.CancelScope(shield=True):
-                await equipment.namespace.run(stage.unmount)
+                await equipment.namespace.run(stage.mounts.unmount)
         watch = PidFd.open(init)
         self._live[spec.id] = LiveSandbox(
             spec=spec,
@@ -232,13 +257,14 @@ class OciDriver:
                 await self.network.connect(Lease.parse(spec.lease), namespace)
 
     def _prepare(
-        self, equipment: Equipment, spec: Spec, stage: Stage, lower: Path | int, mounts: Sequence[int]
+        self, equipment: Equipment, spec: Spec, stage: Stage, lower: Path | int, sources: Sources
     ) -> ProcessGroup:
         """Have everything ready for the runtime; the group for its client."""
         stage.directory.mkdir(mode=0o700)
         stage.mount_root(lower)
         stage.write_etc(self._etc(spec))
-        stage.mount_binds(mounts, spec.mounts)
+        stage.mount_binds(sources.binds, spec.mounts)
+        stage.mounts.check()  # here at the latest: another sandbox may have the id by now
         groups = self._cgroups(equipment, spec.id)
         config = bundle.sandbox_config(
             spec,
@@ -262,7 +288,7 @@ class OciDriver:
         await groups.kill()
         # The runtime is not asked: there is nothing else that it would remove. `runc delete` waits for zombies, which
         # belong to whoever is PID 1 and may take his time; and a runtime that hangs must not keep a sandbox.
-        await trio.to_thread.run_sync(remove_tree, self._runtime_state / sandbox_id)
+        await self._in_thread(remove_tree, self._runtime_state / sandbox_id)
         await groups.remove()
 
     async def _clear_away(self, sandbox_id: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from contextlib import suppress
+from itertools import count
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -13,9 +14,11 @@ from attrs import define, field
 from arcbox_guest import linux
 from arcbox_guest.errors import GuestError, InvalidArgumentError
 from arcbox_guest.sandboxes.oci import loop
+from arcbox_guest.sandboxes.oci.mounts import MountStack
 from arcbox_guest.sandboxes.oci.root_files import open_path
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from arcbox_guest.sandboxes.oci.namespace import MountNamespace
@@ -33,7 +36,9 @@ class Image:
 
     path: Path
     users: int = 0
-    mounted: bool = False
+    mounts: MountStack | None = None
+    """What is mounted there, if anything."""
+
     lock: trio.Lock = field(init=False, factory=trio.Lock)
 
 
@@ -45,6 +50,10 @@ class Images:
     """Where their mount points are."""
 
     _namespace: MountNamespace
+    _limiter: trio.CapacityLimiter
+    """Of calls that may wait for the storage that images are on."""
+
+    _numbers: Iterator[int] = field(init=False, factory=count)
     _images: dict[tuple[int, int], Image] = field(init=False, factory=dict)
     """By device and inode: a file that takes the place of another is another image."""
 
@@ -53,26 +62,26 @@ class Images:
             with suppress(OSError):
                 path.rmdir()
 
-    async def acquire(self, file: int, name: str) -> Image:
+    async def acquire(self, file: int, status: os.stat_result, name: str) -> Image:
         """The mount of an image file. It stays until it was released as often as it was acquired.
 
         Args:
             file: the file, opened with O_PATH.
+            status: its own.
             name: what people call it.
 
         Raises:
             InvalidArgumentError: there is no file system in the image.
             GuestError: it can't be mounted.
         """
-        status = os.fstat(file)
         key = (status.st_dev, status.st_ino)
-        image = self._images.setdefault(key, Image(self._directory / f"{status.st_dev:x}-{status.st_ino}"))
+        # A path for each attempt: one that was abandoned may still be about to mount there.
+        image = self._images.setdefault(key, Image(self._directory / str(next(self._numbers))))
         image.users += 1
         try:
             async with image.lock:
-                if not image.mounted:
-                    await self._namespace.run(_mount, file, name, image.path)
-                    image.mounted = True
+                if image.mounts is None:
+                    await self._mount(image, file, name)
         except BaseException:
             with trio.CancelScope(shield=True):
                 await self.release(image)
@@ -84,14 +93,33 @@ class Images:
         image.users -= 1
         async with image.lock:
             if image.users == 0:
-                if image.mounted:
-                    await self._namespace.run(_unmount, image.path)
-                    image.mounted = False
+                if image.mounts is not None:
+                    await self._namespace.run(_unmount, image.path, image.mounts)
+                    image.mounts = None
                 if image.users == 0:
                     self._images = {key: other for key, other in self._images.items() if other is not image}
 
+    async def _mount(self, image: Image, file: int, name: str) -> None:
+        mounts = MountStack()
+        try:
+            await self._namespace.run_abandonable(_mount, os.dup(file), name, image.path, mounts, limiter=self._limiter)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self._namespace.run(mounts.unmount)
+            raise
+        image.mounts = mounts
 
-def _mount(found: int, name: str, path: Path) -> None:
+
+def _mount(found: int, name: str, path: Path, mounts: MountStack) -> None:
+    """Mount an image. Closes its file, which nobody else may: whoever asked may have gone."""
+    try:
+        _mount_found(found, name, path)
+    finally:
+        os.close(found)
+    mounts.push(path)
+
+
+def _mount_found(found: int, name: str, path: Path) -> None:
     if not stat.S_ISREG(os.fstat(found).st_mode):
         raise InvalidArgumentError(f"the root file system, {name}, is neither a directory nor an image file")
     with open_path(f"/proc/self/fd/{found}", os.O_RDONLY) as file:
@@ -111,8 +139,8 @@ def _mount_file(file: int, name: str, path: Path) -> None:
         raise GuestError(f"the {kind} image {name} can't be mounted: {why}") from error
 
 
-def _unmount(path: Path) -> None:
-    linux.unmount(str(path), linux.MNT_DETACH)
+def _unmount(path: Path, mounts: MountStack) -> None:
+    mounts.unmount()
     path.rmdir()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
@@ -31,23 +32,34 @@ _NOT_INTO: Final = ("/dev", "/proc", "/sys")
 
 @define(eq=False)
 class Sources:
-    """What a sandbox is made of, opened. Leave its context when it was made."""
+    """What a sandbox is made of, open. To be closed when it was made."""
 
-    rootfs: int = -1
+    rootfs: int = field(init=False, default=-1)
+    """An image file, or a mount of a directory that hangs nowhere yet."""
+
+    rootfs_status: os.stat_result = field(init=False)
+    """As it was found: to ask again may wait for storage again."""
+
     binds: list[int] = field(init=False, factory=list)
+    """Mounts that hang nowhere yet."""
+
     _stack: ExitStack = field(init=False, factory=ExitStack)
 
     @classmethod
     def open(cls, rootfs: str, binds: Sequence[BindMount]) -> Sources:
-        """Open them all. Blocks.
+        """Open them all, as they are in the mount namespace of the calling thread. Waits for their storage.
 
         Raises:
             InvalidArgumentError: something is not there, or can't be that.
+            OSError: a mount can't be copied.
         """
         sources = cls()
         try:
-            sources.rootfs = sources._open(rootfs, "the root file system")
-            sources.binds += [sources._open(bind.source, "the source of a mount") for bind in binds]
+            opened, sources.rootfs_status = sources._open(rootfs, "the root file system")
+            sources.rootfs = sources._clone(opened) if sources.rootfs_is_directory else opened
+            for bind in binds:
+                opened, _status = sources._open(bind.source, "the source of a mount")
+                sources.binds.append(sources._clone(opened))
         except BaseException:
             sources.close()
             raise
@@ -55,27 +67,69 @@ class Sources:
 
     @property
     def rootfs_is_directory(self) -> bool:
-        return _is_directory(self.rootfs)
+        return stat.S_ISDIR(self.rootfs_status.st_mode)
 
     def close(self) -> None:
+        """Close them; again does nothing."""
         self._stack.close()
 
-    def clone(self, source: int) -> int:
-        """A mount of one of them, as in the agent's own mount namespace."""
+    def __del__(self) -> None:
+        self.close()  # nobody took it: whoever asked was cancelled meanwhile
+
+    def _clone(self, source: int) -> int:
         mount = linux.clone_mount(source)
         self._stack.callback(os.close, mount)
         return mount
 
-    def _open(self, path: str, what: str) -> int:
+    def _open(self, path: str, what: str) -> tuple[int, os.stat_result]:
         try:
             fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
         except OSError as error:
             raise InvalidArgumentError(f"{what}, {path}, can't be used: {error.strerror}") from error
         self._stack.callback(os.close, fd)
-        mode = os.fstat(fd).st_mode
-        if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)):
+        status = os.fstat(fd)
+        if not any(is_kind(status.st_mode) for is_kind in (stat.S_ISDIR, stat.S_ISREG, stat.S_ISSOCK)):
             raise InvalidArgumentError(f"{what}, {path}, is neither a directory nor a file")
-        return fd
+        return fd, status
+
+
+@define(eq=False)
+class MountStack:
+    """Mounts that belong together. What is mounted after they were unmounted is unmounted at once.
+
+    That happens when mount(2) has waited for storage for longer than whoever asked for it.
+    """
+
+    _targets: list[Path] = field(init=False, factory=list)
+    _closed: bool = field(init=False, default=False)
+    _lock: threading.Lock = field(init=False, factory=threading.Lock)
+
+    def push(self, target: Path) -> None:
+        """Count what was mounted there.
+
+        Raises:
+            GuestError: all is unmounted already, this as well now.
+        """
+        with self._lock:
+            self._targets.append(target)
+            closed = self._closed
+        if closed:
+            self.unmount()
+            raise GuestError("nobody waits for the mount any more")
+
+    def check(self) -> None:
+        """Raises GuestError: all is unmounted already."""
+        if self._closed:
+            raise GuestError("nobody waits for the mounts any more")
+
+    def unmount(self) -> None:
+        """Unmount all, the last one first. Does not wait for storage."""
+        with self._lock:
+            self._closed = True
+            targets, self._targets = self._targets, []
+        for target in reversed(targets):
+            with suppress(OSError):
+                linux.unmount(str(target), linux.MNT_DETACH)
 
 
 @define(eq=False)
@@ -83,7 +137,7 @@ class Stage:
     """The mounts of one sandbox, below its directory. To be used in the driver's mount namespace; all of it blocks."""
 
     directory: Path
-    _mounted: list[Path] = field(init=False, factory=list)
+    mounts: MountStack = field(init=False, factory=MountStack)
 
     @property
     def rootfs(self) -> Path:
@@ -110,7 +164,7 @@ class Stage:
             linux.mount("overlay", str(self.rootfs), "overlay", linux.MS_NODEV, options)
         except OSError as error:
             raise GuestError(f"the overlay in {self.directory} can't be mounted: {error.strerror}") from error
-        self._mounted.append(self.rootfs)
+        self.mounts.push(self.rootfs)
 
     def write_etc(self, contents: Mapping[str, str]) -> None:
         """Put files into the /etc of the root file system, by their names.
@@ -136,19 +190,13 @@ class Stage:
                 with _target(root, bind.target, is_directory=_is_directory(mount)) as target:
                     linux.attach_mount(mount, target)
 
-    def unmount(self) -> None:
-        """Unmount all of it."""
-        while self._mounted:
-            with suppress(OSError):
-                linux.unmount(str(self._mounted.pop()), linux.MNT_DETACH)
-
     def _attach_lower(self, mount: int) -> Path:
         path = self.directory / "lower"
         path.mkdir()
         linux.make_private(mount)
         with open_path(str(path)) as target:
             linux.attach_mount(mount, target)
-        self._mounted.append(path)
+        self.mounts.push(path)
         return path
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import outcome
@@ -20,29 +20,27 @@ from arcbox_guest import linux
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from concurrent.futures import Future
     from types import TracebackType
     from typing import Self
 
 _T = TypeVar("_T")
 
-_THREADS: Final = 16
-"""Calls at the same time: one that hangs in the kernel must not hold up the others."""
+_AT_ONCE: Final = 32
+"""Calls that touch nothing but the driver's own files."""
 
 
 @define(eq=False)
 class MountNamespace:
-    """The namespace, and its threads, which are started as they are needed. Leave its context to end both."""
+    """The namespace. Leave its context to let go of it: it ends with the last of its threads."""
 
     _hidden: str = ""
     """A mount point of what shall not be seen inside; empty for none."""
 
     _opened: int = field(init=False)
-    _threads: ThreadPoolExecutor = field(init=False)
+    _limiter: trio.CapacityLimiter = field(init=False, factory=lambda: trio.CapacityLimiter(_AT_ONCE))
 
     def __attrs_post_init__(self) -> None:
-        self._opened = self._make()
-        self._threads = ThreadPoolExecutor(_THREADS, "sandboxes", self._enter)
+        self._opened = _in_a_thread(self._make)
 
     def __enter__(self) -> Self:
         return self
@@ -53,38 +51,35 @@ class MountNamespace:
         self.close()
 
     def close(self) -> None:
-        """End the threads, and with the last of them the namespace and its mounts."""
-        self._threads.shutdown()
         if self._opened >= 0:
             os.close(self._opened)
             self._opened = -1
 
     async def run(self, function: Callable[..., _T], *arguments: object) -> _T:
-        """Call a function in a thread of the namespace. Not cancellable: what was begun is finished."""
-        token = trio.lowlevel.current_trio_token()
-        task = trio.lowlevel.current_task()
+        """Call a function that touches nothing but own files. What was begun is finished, also when cancelled."""
+        return await trio.to_thread.run_sync(partial(self.call, function, *arguments), limiter=self._limiter)
 
-        def done(future: Future[_T]) -> None:
-            result = outcome.capture(future.result)
-            token.run_sync_soon(trio.lowlevel.reschedule, task, result)
+    async def run_abandonable(
+        self, function: Callable[..., _T], *arguments: object, limiter: trio.CapacityLimiter
+    ) -> _T:
+        """Call a function that may wait for somebody's storage, for ever. A caller that is cancelled waits no longer.
 
-        self.submit(function, *arguments).add_done_callback(done)
-        result: _T = await trio.lowlevel.wait_task_rescheduled(lambda _raise: trio.lowlevel.Abort.FAILED)
-        return result
+        What it returns then is lost, and what it goes on to do is its own matter.
 
-    def submit(self, function: Callable[..., _T], *arguments: object) -> Future[_T]:
-        """Have a function called in a thread of the namespace, and go on."""
-        return self._threads.submit(function, *arguments)
+        Args:
+            function: what to call.
+            arguments: its own.
+            limiter: of calls that may wait for the same, so that others are not held up by them.
+        """
+        call = partial(self.call, function, *arguments)
+        return await trio.to_thread.run_sync(call, limiter=limiter, abandon_on_cancel=True)
+
+    def call(self, function: Callable[..., _T], *arguments: object) -> _T:
+        """Call a function in a thread of the namespace. Blocks."""
+        return _in_a_thread(partial(self._inside, function, *arguments))
 
     def _make(self) -> int:
         """A new namespace, as an open file. A thread has to move into it and be gone: none else may."""
-        opened: list[outcome.Maybe[int]] = []
-        thread = threading.Thread(target=lambda: opened.append(outcome.capture(self._unshare)))
-        thread.start()
-        thread.join()
-        return opened[0].unwrap()
-
-    def _unshare(self) -> int:
         linux.unshare(linux.CLONE_NEWNS)
         # A slave: what is mounted outside later shows inside, where the machine has shared mounts; never the reverse.
         linux.mount("none", "/", None, linux.MS_REC | linux.MS_SLAVE)
@@ -92,6 +87,17 @@ class MountNamespace:
             linux.unmount(self._hidden, linux.MNT_DETACH)
         return os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
 
-    def _enter(self) -> None:
+    def _inside(self, function: Callable[..., _T], *arguments: object) -> _T:
         linux.unshare(linux.CLONE_FS)  # threads share their working directory otherwise, and setns(2) refuses
         linux.setns(self._opened, linux.CLONE_NEWNS)
+        return function(*arguments)
+
+
+def _in_a_thread(function: Callable[[], _T]) -> _T:
+    """Call a function in a thread of its own, which takes its namespaces and its working directory with it."""
+    results: list[outcome.Maybe[_T]] = []
+    # A daemon: one that waits for storage for ever must not keep the agent from ending.
+    thread = threading.Thread(target=lambda: results.append(outcome.capture(function)), name="sandboxes", daemon=True)
+    thread.start()
+    thread.join()
+    return results[0].unwrap()

@@ -64,10 +64,9 @@ class Runtime:
         return os.path.basename(self.path) == "runc"
 
     def is_at(self, pid: int) -> bool:
-        """Whether a process is the runtime itself: by its program, or a copy of it in memory, as runtimes make one."""
+        """Whether a process is the runtime itself, by its program. Others may well execute memory, too."""
         try:
-            program = f"/proc/{pid}/exe"
-            return os.readlink(program).startswith("/memfd:") or os.path.samefile(program, self.path)
+            return os.path.samefile(f"/proc/{pid}/exe", self._program)
         except OSError:
             return False
 
@@ -91,7 +90,7 @@ class Runtime:
             raise GuestError(f"{self.path} has not told the process id of the sandbox's init") from error
 
     def exec_argv(
-        self, sandbox_id: str, process: int, *, pid_file: str, cgroup: str | None, console_socket: str | None
+        self, sandbox_id: str, process: int, *, pid_file: str, cgroup: str | None, console_socket: str
     ) -> list[str]:
         """The command line of a client that runs a process, and ends with its exit code.
 
@@ -100,7 +99,7 @@ class Runtime:
             process: an open file with the process's configuration. The client starts nothing before it has read it all.
             pid_file: a file that the client may need.
             cgroup: below the sandbox's, in cgroup2; None to leave the process in the sandbox's.
-            console_socket: where the master of the process's terminal is to be sent; None for none.
+            console_socket: where the master of the process's terminal is to be sent; empty for none.
         """
         argv = [self._program, "--root", str(self._state), "exec", "--process", f"/proc/self/fd/{process}"]
         if self._is_runc:
@@ -108,7 +107,7 @@ class Runtime:
             argv += ["--detach", "--pid-file", pid_file]
         if cgroup is not None:
             argv += ["--cgroup", cgroup]
-        if console_socket is not None:
+        if console_socket:
             argv += ["--console-socket", console_socket]
         return [*argv, sandbox_id]
 

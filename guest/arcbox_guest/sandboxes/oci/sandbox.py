@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Final
 import trio
 from attrs import define, field
 
-from arcbox_guest.errors import GuestError, InvalidArgumentError, UnavailableError
-from arcbox_guest.sandboxes.oci import bundle, lookup, processes, users
-from arcbox_guest.sandboxes.oci.clients import Order, PipedClient
+from arcbox_guest.errors import GuestError, InvalidArgumentError, TimedOutError, UnavailableError
+from arcbox_guest.sandboxes.oci import bundle, lookup, users
+from arcbox_guest.sandboxes.oci.exec import STARTING, ExecProcess, ExecRequest, UnstartedProcess
 from arcbox_guest.sandboxes.oci.root_files import open_path, opened
-from arcbox_guest.sandboxes.oci.terminals import ConsoleSocket
-from arcbox_guest.sandboxes.oci.unstarted import Unstarted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -27,15 +25,14 @@ if TYPE_CHECKING:
     from arcbox_guest.sandboxes.driver import Process
     from arcbox_guest.sandboxes.model import ExecSpec, Spec
     from arcbox_guest.sandboxes.oci.cgroups import ProcessGroup, SandboxCgroups
-    from arcbox_guest.sandboxes.oci.clients import Client
     from arcbox_guest.sandboxes.oci.namespace import MountNamespace
     from arcbox_guest.sandboxes.oci.runtime import Runtime
 
-    Started = PipedClient | ConsoleSocket
-
-
 _PF_EXITING: Final = 0x4
 """Of the flags of a process; linux/sched.h."""
+
+_LOOKUPS: Final = 16
+"""Commands of one sandbox that are looked up at the same time. Each sandbox has its own: its storage may hang."""
 
 
 @define(eq=False, kw_only=True)
@@ -60,6 +57,7 @@ class LiveSandbox:
     _started: int = field(init=False, default=0)
     """Processes, ever."""
 
+    _lookups: trio.CapacityLimiter = field(init=False, factory=lambda: trio.CapacityLimiter(_LOOKUPS))
     _left_behind: set[ProcessGroup] = field(init=False, factory=set)
     """Groups whose process has ended, and others in it have not."""
 
@@ -103,28 +101,33 @@ class LiveSandbox:
     async def process(self, command: ExecSpec) -> AsyncIterator[Process]:
         """Run a process; its tree is killed when the context is left before its end."""
         self.check_alive()
+        try:
+            configuration = await self._configuration(command)
+        except lookup.CommandError as error:
+            yield UnstartedProcess.of(error, terminal=command.terminal is not None)
+            return
         self._started += 1
         group = self.cgroups.group(self._started)
-        started: Started | lookup.CommandError
+        with self._blamed():
+            process = await self._namespace.run(self._start, command, group, configuration)
         try:
-            started = await self._namespace.run(self._start, command, group)
-        except lookup.CommandError as error:
-            started = error
-        except OSError as error:
-            self.check_alive()
-            raise GuestError(f"the process can't be started in sandbox {self.id}: {error.strerror}") from error
-        if isinstance(started, lookup.CommandError):
-            yield Unstarted.of(command, started)
-            return
-        try:
-            async with _begun(started) as process:
-                yield process
+            with self._blamed():
+                await process.begin()
+            yield process
         finally:
             with trio.CancelScope(shield=True):  # a SIGKILL and some seconds at most
-                await started.client.close()
+                await process.close()
             self._left_behind = {left for left in (*self._left_behind, group) if not left.remove()}
 
-    def _start(self, command: ExecSpec, group: ProcessGroup) -> Started:
+    async def _configuration(self, command: ExecSpec) -> bytes:
+        """What the runtime is told of a process. Looks at the sandbox's files, whose storage may hang."""
+        try:
+            with self._blamed(), trio.fail_after(STARTING):
+                return await self._namespace.run_abandonable(self._look_up, command, limiter=self._lookups)
+        except trio.TooSlowError:
+            raise TimedOutError(f"the files of sandbox {self.id} can't be read: its storage does not answer") from None
+
+    def _look_up(self, command: ExecSpec) -> bytes:
         with self._root() as root:
             identity = users.find(root, command.user or self.spec.user)
             cwd = posixpath.join("/", command.working_dir or self.spec.working_dir)
@@ -135,20 +138,43 @@ class LiveSandbox:
                 root, command.argv[0], working_dir=cwd, path=environment.get("PATH", bundle.PATH), identity=identity
             )
         config = bundle.process_config(command, environment, cwd, identity, no_new_privileges=self._no_new_privileges)
-        return self._start_client(command, group, json.dumps(config).encode())
+        return json.dumps(config).encode()
 
-    def _start_client(self, command: ExecSpec, group: ProcessGroup, configuration: bytes) -> Started:
+    def _start(self, command: ExecSpec, group: ProcessGroup, configuration: bytes) -> ExecProcess:
         name = group.path.name
-        socket = None if command.terminal is None else f"terminal-{name}"
-        pid_file = str(self.directory / f"process-{name}.pid")
+        socket = "" if command.terminal is None else f"terminal-{name}"
         argv = partial(
-            self._runtime.exec_argv, self.id, pid_file=pid_file, cgroup=group.runtime_name, console_socket=socket
+            self._runtime.exec_argv,
+            self.id,
+            pid_file=str(self.directory / f"process-{name}.pid"),
+            cgroup=group.runtime_name,
+            console_socket=socket,
         )
-        started = partial(group.has_started, self._runtime.is_at)
-        order = Order(argv, configuration, group, started, self.is_ending)
-        if socket is None:
-            return PipedClient.start(order)
-        return ConsoleSocket.start(order, str(self.directory), socket)
+        return ExecProcess.start(
+            ExecRequest(
+                argv=argv,
+                configuration=configuration,
+                group=group,
+                console_socket=str(self.directory / socket) if socket else "",
+                has_started=partial(group.has_started, self._runtime.is_at),
+                sandbox_is_ending=self.is_ending,
+            )
+        )
+
+    @contextmanager
+    def _blamed(self) -> Iterator[None]:
+        """Blame the end of the sandbox for what it causes while a process is started."""
+        try:
+            yield
+        except InvalidArgumentError:
+            raise
+        except GuestError as error:
+            if self.is_ending():
+                raise UnavailableError("the sandbox ended while the process was started in it") from error
+            raise
+        except OSError as error:
+            self.check_alive()
+            raise GuestError(f"the process can't be started in sandbox {self.id}: {error.strerror}") from error
 
     @contextmanager
     def _root(self) -> Iterator[int]:
@@ -160,37 +186,6 @@ class LiveSandbox:
         except FileNotFoundError:
             self.check_alive()
             raise
-
-
-@asynccontextmanager
-async def _begun(started: Started) -> AsyncIterator[Process]:
-    """The process, once its client was told what to run."""
-    client = started.client
-    if isinstance(started, PipedClient):
-        async with processes.piped(started) as piped:
-            with _explained(client):
-                await client.tell()
-            yield piped
-        return
-    try:
-        with _explained(client):
-            await client.tell()
-            master = await started.receive()
-    finally:
-        started.close()
-    async with processes.with_terminal(client, master) as terminal:
-        yield terminal
-
-
-@contextmanager
-def _explained(client: Client) -> Iterator[None]:
-    """Blame the end of the sandbox for what it causes."""
-    try:
-        yield
-    except GuestError as error:
-        if client.sandbox_is_ending():
-            raise UnavailableError("the sandbox ended while the process was started in it") from error
-        raise
 
 
 def _check_directory(root: int, path: str) -> None:

@@ -5,6 +5,7 @@ A directory tree stands in for the kernel's where tests run in hybrid; for real,
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -76,8 +77,8 @@ def test_the_runtimes_clients_are_not_among_the_sandboxs_own_processes(cgroups: 
     assert group.path == tmp_path / "arcbox-1/box/p/7"
     assert group.entry == tmp_path / "arcbox-1/.clients/box/7"
     assert group.path.is_dir()
-    group.enter(1234)
-    assert (group.entry / "cgroup.procs").read_text() == "1234"
+    group.enter(os.getpid())
+    assert (group.entry / "cgroup.procs").read_text() == str(os.getpid())
     assert not (group.path / "cgroup.procs").exists()
 
 

@@ -14,7 +14,8 @@ import trio
 
 from arcbox_guest.errors import GuestError, NotSupportedError, TimedOutError, UnavailableError
 from arcbox_guest.sandboxes.model import ExecSpec, ResourceLimits, Spec, TerminalSize
-from arcbox_guest.sandboxes.oci import clients, runtime, terminals
+from arcbox_guest.sandboxes.oci import exec as oci_exec
+from arcbox_guest.sandboxes.oci import runtime
 from arcbox_guest.sandboxes.oci.driver import OciDriver
 
 if TYPE_CHECKING:
@@ -32,9 +33,9 @@ def program(path: Path, script: str) -> str:
     return str(path)
 
 
-def use(world: World, path: str) -> None:
+async def use(world: World, path: str) -> None:
     """Have a driver call another runtime from now on."""
-    called = world.driver._equip().runtime
+    called = (await world.driver._equip()).runtime
     called.close()
     called.path, called._sealed = path, None
 
@@ -42,8 +43,7 @@ def use(world: World, path: str) -> None:
 def lose_patience(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.3) -> None:
     """With runtimes; not before what a good one has to do is done, on whatever machine."""
     monkeypatch.setattr(runtime, "_CREATING", seconds)
-    monkeypatch.setattr(clients, "_STARTING", seconds)
-    monkeypatch.setattr(terminals, "_PATIENCE", seconds)
+    monkeypatch.setattr(oci_exec, "STARTING", seconds)
 
 
 LOG = 'while [ $# -gt 0 ]; do [ "$1" = --log ] && log=$2; shift; done'
@@ -65,7 +65,7 @@ async def test_a_runtime_that_fails_to_create_is_an_error_and_nothing_is_left(
     boxes: Boxes, world: World, tmp_path: Path, how: str
 ) -> None:
     script, message = FAILURES[how]
-    use(world, program(tmp_path / "bad", script))
+    await use(world, program(tmp_path / "bad", script))
     with pytest.raises(GuestError, match=message):
         await boxes()
     assert world.leftovers() == []
@@ -75,7 +75,7 @@ async def test_a_runtime_that_hangs_while_it_creates_is_ended_with_all_its_child
     boxes: Boxes, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lose_patience(monkeypatch)
-    use(world, program(tmp_path / "bad", "sleep 1000 & setsid sleep 1000 & wait"))
+    await use(world, program(tmp_path / "bad", "sleep 1000 & setsid sleep 1000 & wait"))
     with pytest.raises(TimedOutError, match="did not end in"):
         await boxes()
     assert world.leftovers() == []
@@ -83,7 +83,7 @@ async def test_a_runtime_that_hangs_while_it_creates_is_ended_with_all_its_child
 
 async def test_a_creation_that_hangs_can_be_cancelled(boxes: Boxes, world: World, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
-    use(world, program(tmp_path / "bad", f"echo >{tmp_path}/fifo; sleep 1000"))
+    await use(world, program(tmp_path / "bad", f"echo >{tmp_path}/fifo; sleep 1000"))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(boxes)
         await trio.to_thread.run_sync((tmp_path / "fifo").read_text)  # it hangs now
@@ -97,7 +97,7 @@ async def test_a_runtime_that_hangs_while_it_starts_a_process_is_an_error(
 ) -> None:
     await boxes()
     lose_patience(monkeypatch)
-    use(world, program(tmp_path / "bad", "sleep 1000 & setsid sleep 1000 & wait"))
+    await use(world, program(tmp_path / "bad", "sleep 1000 & setsid sleep 1000 & wait"))
     with pytest.raises(TimedOutError, match="did not"):
         async with world.driver.process("box", ExecSpec(argv=("true",), terminal=terminal)) as process:
             await process.wait()
@@ -111,7 +111,7 @@ async def test_a_runtime_that_hangs_since_the_sandbox_has_ended_is_not_to_blame(
 ) -> None:
     await boxes()
     os.mkfifo(tmp_path / "fifo")
-    use(world, program(tmp_path / "bad", f"echo >{tmp_path}/fifo; sleep 1000"))
+    await use(world, program(tmp_path / "bad", f"echo >{tmp_path}/fifo; sleep 1000"))
     lose_patience(monkeypatch, 1.0)
     codes: list[int] = []
 
@@ -135,7 +135,7 @@ async def test_a_runtime_that_fails_to_start_a_process_says_why_on_its_stderr(
     boxes: Boxes, world: World, tmp_path: Path
 ) -> None:
     box = await boxes()
-    use(world, program(tmp_path / "bad", "cat >/dev/null; echo 'can not' >&2; exit 1"))
+    await use(world, program(tmp_path / "bad", "cat >/dev/null; echo 'can not' >&2; exit 1"))
     result = await box.run("true")
     assert (result.exit_code, result.stderr) == (1, b"can not\n")
 
@@ -144,7 +144,7 @@ async def test_a_runtime_that_fails_to_open_a_terminal_is_an_error_that_says_why
     boxes: Boxes, world: World, tmp_path: Path
 ) -> None:
     await boxes()
-    use(world, program(tmp_path / "bad", "echo 'can not' >&2; exit 1"))
+    await use(world, program(tmp_path / "bad", "echo 'can not' >&2; exit 1"))
     with pytest.raises(GuestError, match="can not"):
         async with world.driver.process("box", ExecSpec(argv=("true",), terminal=TerminalSize())):
             pass
@@ -160,13 +160,13 @@ async def test_what_is_not_installed_is_named_with_its_setting(tmp_path: Path) -
 
 async def test_a_runtime_that_is_gone_is_an_error(boxes: Boxes, world: World, tmp_path: Path) -> None:
     await boxes()
-    use(world, str(tmp_path / "gone"))
+    await use(world, str(tmp_path / "gone"))
     with pytest.raises(GuestError, match="No such file"):
         async with world.driver.process("box", ExecSpec(argv=("true",))):
             pass
     with pytest.raises(GuestError):
         await boxes("other")
-    use(world, shutil.which("crun") or "")
+    await use(world, shutil.which("crun") or "")
     assert (await (await boxes("third")).run("true")).exit_code == 0
 
 

@@ -145,7 +145,7 @@ async def test_a_root_file_system_without_the_usual_directories_gets_them(boxes:
     (bare / "bin").mkdir(parents=True)
     (tmp_path / "full" / "bin" / "busybox").rename(bare / "bin" / "busybox")
     box = await boxes(rootfs=str(bare))
-    assert (await box.run("/bin/busybox", "ls", "/")).text.split() == ["bin", "dev", "proc", "sys"]
+    assert (await box.run("/bin/busybox", "ls", "/")).text.split() == ["bin", "dev", "etc", "proc", "sys"]
     assert sorted(path.name for path in bare.iterdir()) == ["bin"]
 
 

@@ -66,7 +66,7 @@ def test_where_memory_can_not_be_executed_the_program_is_executed_from_the_disk(
 @pytest.mark.parametrize("technique", ["crun"], indirect=True)  # runc copies itself for a moment that can't be seen
 async def test_the_runtime_executes_it_without_copying_itself_again(boxes: Boxes, world: World) -> None:
     box = await boxes()
-    program = os.stat(world.driver._equip().runtime._program)
+    program = os.stat((await world.driver._equip()).runtime._program)
     async with world.driver.process(box.id, ExecSpec(argv=("cat",))) as process:
         await process.send_stdin(b"it runs\n")
         assert bytes(await process.stdout.receive()) == b"it runs\n"
