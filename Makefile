@@ -26,7 +26,8 @@ run: bytecode ## the agent in the foreground, clock and power off
 
 test: bytecode ## all tests: make test ARGS="-k frames"
 	@tools/debian-packages mkfs.ext4=e2fsprogs mkfs.btrfs=btrfs-progs losetup=mount $(SANDBOX_TOOLS) \
-		runc=runc mksquashfs=squashfs-tools mkfs.erofs=erofs-utils skopeo=skopeo umoci=umoci nft=nftables ip=iproute2
+		runc=runc mksquashfs=squashfs-tools mkfs.erofs=erofs-utils skopeo=skopeo umoci=umoci nft=nftables ip=iproute2 \
+		blkid=util-linux dockerd=docker.io containerd=containerd
 	@$(BIN)/pytest --numprocesses 3 $(ARGS)
 
 check: $(VENV)/.installed ## linters, types, arrows between rooms, stale generated files

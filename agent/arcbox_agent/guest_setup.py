@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from ipaddress import IPv4Network
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from arcbox_guest import Guest
 from arcbox_guest.clock import ClockFollower, SystemClock
+from arcbox_guest.data_volume import DataVolume
 from arcbox_guest.disks import Disks
 from arcbox_guest.files import Files
 from arcbox_guest.images.store import ImageStore
+from arcbox_guest.kernel_command_line import parameter
 from arcbox_guest.network.network import NetworkSettings, SandboxNetwork
 from arcbox_guest.power import Power, Stopper
 from arcbox_guest.power_switches import power_switch
+from arcbox_guest.runtime.runtime import ContainerRuntime, RuntimeConfig
 from arcbox_guest.sandboxes.events import EventHub
 from arcbox_guest.sandboxes.manager import Defaults, SandboxManager
 from arcbox_guest.sandboxes.on_demand import OnDemandDriver
@@ -21,8 +25,11 @@ from arcbox_guest.sandboxes.records import Records
 from arcbox_guest.system import System
 
 if TYPE_CHECKING:
-    from arcbox_agent.settings import Network, Sandbox, Settings
+    from arcbox_agent.settings import Network, Runtime, Sandbox, Settings
     from arcbox_guest.sandboxes.driver import Driver
+
+_PORT_VARIABLE: Final = "ARCBOX_GUEST_DOCKER_VSOCK_PORT"
+_PORT_PARAMETER: Final = "arcbox.guest_docker_vsock_port"
 
 
 def build_guest(settings: Settings) -> Guest:
@@ -30,13 +37,18 @@ def build_guest(settings: Settings) -> Guest:
     network = SandboxNetwork(_network_settings(settings.network)) if settings.network.enabled else None
     images = image_store(settings)
     sandboxes = _sandbox_manager(settings.sandbox, network, images)
+    runtime = _runtime(settings.runtime)
     return Guest(
         clock=ClockFollower(SystemClock(), settings.clock.follow_host),
         disks=Disks(settings.disk.trim_mounts),
         files=Files(),
         images=images,
         network=network,
-        power=Power(power_switch(settings.power.off), [Stopper("sandboxes", sandboxes.stop_all)]),
+        power=Power(
+            power_switch(settings.power.off),
+            [Stopper("sandboxes", sandboxes.stop_all), Stopper("container runtime", runtime.stop)],
+        ),
+        runtime=runtime,
         sandboxes=sandboxes,
         system=System(),
     )
@@ -46,6 +58,30 @@ def image_store(settings: Settings) -> ImageStore:
     """The images that sandboxes can be made from; they lie beside the sandboxes, where an overlay can use them."""
     directory = Path(settings.sandbox.data_dir) / "store"
     return ImageStore(directory, settings.images.pull_timeout, settings.images.policy)
+
+
+def _runtime(settings: Runtime) -> ContainerRuntime:
+    state_dir, data_base = Path(settings.state_dir), Path(settings.data_base)
+    config = RuntimeConfig(
+        binary_dirs=settings.binary_dirs,
+        containerd_socket=settings.containerd_socket,
+        docker_socket=settings.docker_socket,
+        state_dir=state_dir,
+        data_base=data_base,
+        containerd_args=settings.containerd_args,
+        dockerd_args=settings.dockerd_args,
+        endpoint=f"vsock:{docker_vsock_port()}",
+    )
+    volume = DataVolume(Path(settings.data_mount), data_base, settings.data_device, state_dir)
+    return ContainerRuntime(config, volume)
+
+
+def docker_vsock_port() -> int:
+    """The vsock port of the Docker API: what the environment says, else the kernel command line, else 2375."""
+    for text in (os.environ.get(_PORT_VARIABLE), parameter(_PORT_PARAMETER)):
+        if text and text.isascii() and text.isdecimal() and 0 < int(text) < 2**32 - 1:
+            return int(text)
+    return 2375
 
 
 def _network_settings(settings: Network) -> NetworkSettings:

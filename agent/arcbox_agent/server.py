@@ -153,6 +153,7 @@ class Server:
             "watchdog": self._notifier.beat,
             "power": guest.power.run,
             "sandboxes": guest.sandboxes.run,
+            "container runtime": guest.runtime.run,
             "disk trim": partial(guest.disks.trim_periodically, settings.disk.trim_interval),
         }
         if guest.network is not None:

@@ -96,6 +96,8 @@ _SECONDS_ABOVE_0 = Rule(lambda number: 0 < number < math.inf, "a number of secon
 _PATH = Rule(_is_absolute, "an absolute path")
 _PATH_OR_NONE = Rule(lambda path: not path or _is_absolute(path), "an absolute path, or nothing")
 _PATHS = Rule(lambda paths: all(map(_is_absolute, paths)), "a list of absolute paths")
+_DEVICE = Rule(lambda name: name in ("auto", "none") or _is_absolute(name), "auto, none, or the path of a disk")
+_ARGUMENTS = Rule(lambda words: all("\0" not in word for word in words), "a list of strings")
 _FRAME_SIZE = Rule(lambda size: 4 <= size <= MAX_LENGTH, f"a whole number of bytes from 4 to {MAX_LENGTH}")
 _CIDS = Rule(lambda cids: all(0 <= cid < 2**32 for cid in cids), "a list of CIDs, whole numbers below 4294967296")
 _INTERFACE = Rule(
@@ -254,6 +256,40 @@ class Network:
 
 
 @frozen(kw_only=True)
+class Runtime:
+    """The container runtime: containerd and dockerd, started when the host asks for them."""
+
+    binary_dirs: tuple[str, ...] = setting(
+        ("/arcbox/runtime/bin", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+        "Where their programs are. Each daemon comes from the first that has all that it needs. One item may be several"
+        " directories, joined by colons, which are looked through together.",
+        _PATHS,
+    )
+    containerd_socket: str = setting("/run/containerd/containerd.sock", "The socket of containerd.", _PATH)
+    docker_socket: str = setting("/run/docker.sock", "The socket of dockerd.", _PATH)
+    containerd_args: tuple[str, ...] = setting((), "Further arguments of containerd.", _ARGUMENTS)
+    dockerd_args: tuple[str, ...] = setting(
+        (), "Further arguments of dockerd. It reads /etc/docker/daemon.json as well.", _ARGUMENTS
+    )
+    state_dir: str = setting(
+        "/run/arcbox",
+        "Pid files and logs of the daemons, and what they keep while the machine runs: a directory in memory.",
+        _PATH,
+    )
+    data_base: str = setting(
+        "/var/lib", "The directory with the data of the daemons: docker, containerd, rancher/k3s, kubelet, cni.", _PATH
+    )
+    data_device: str = setting(
+        "auto",
+        "The disk of the data volume, which is formatted if it is blank. auto: the one that the kernel command line"
+        " names by arcbox.docker_data_device=, else /dev/arcboxhvc1, else /dev/vdb, else none. none: directories on the"
+        " root file system.",
+        _DEVICE,
+    )
+    data_mount: str = setting("/run/arcbox/data", "Where the whole of the data volume is mounted.", _PATH)
+
+
+@frozen(kw_only=True)
 class Log:
     """The log, on standard error. Payloads of requests are never in it."""
 
@@ -286,6 +322,7 @@ class Settings:
     sandbox: Sandbox = Factory(Sandbox)
     images: Images = Factory(Images)
     network: Network = Factory(Network)
+    runtime: Runtime = Factory(Runtime)
     log: Log = Factory(Log)
 
 

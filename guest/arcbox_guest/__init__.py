@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from arcbox_guest.images.store import ImageStore
     from arcbox_guest.network.network import SandboxNetwork
     from arcbox_guest.power import Power
+    from arcbox_guest.runtime.runtime import ContainerRuntime
     from arcbox_guest.sandboxes.manager import SandboxManager
     from arcbox_guest.system import System
 
@@ -31,5 +32,6 @@ class Guest:
     """Of the sandboxes; None where they have loopback only."""
 
     power: Power
+    runtime: ContainerRuntime
     sandboxes: SandboxManager
     system: System

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-_POLL: Final = 0.05
+_POLL: Final = 0.02
 """Seconds between two probes of a daemon that is starting."""
 
 _BOUND_LOG_EVERY: Final = 5.0
@@ -98,11 +98,13 @@ class Daemon:
     detail: str = field(init=False, default="")
     """Why it is not ready, for people."""
 
+    wanted: bool = field(init=False, default=False)
+    """Whether it shall run: it is started again when it ends."""
+
     restarts: int = field(init=False, default=0)
     """How often it ended by itself and was started again."""
 
     _process: DaemonProcess | None = field(init=False, default=None)
-    _wanted: bool = field(init=False, default=False)
     _adopted: trio.Event = field(init=False, factory=trio.Event)
     """Set once it is known whether one runs already."""
 
@@ -131,10 +133,10 @@ class Daemon:
         if spec is not None:
             self.spec = spec
         await self._until_stopped()
-        if not self._wanted:
-            self._wanted = True
+        if not self.wanted:
+            self.wanted = True
             self._set(DaemonStatus.STARTING)
-        while self._wanted and self.status is not DaemonStatus.READY:
+        while self.wanted and self.status is not DaemonStatus.READY:
             await self.changed()
         if self.status is not DaemonStatus.READY:
             raise UnavailableError(f"{self.spec.name} {self.detail or 'was stopped'}")
@@ -146,8 +148,8 @@ class Daemon:
             UnavailableError: it can't be killed.
         """
         await self._adopted.wait()
-        if self._wanted:
-            self._wanted = False
+        if self.wanted:
+            self.wanted = False
             self._set(DaemonStatus.STOPPING)
         await self._until_stopped()
 
@@ -163,12 +165,12 @@ class Daemon:
         self._process = await self._in_thread(DaemonProcess.find, self.spec.pid_file, self.spec.log)
         if self._process is not None:
             log.info("daemon adopted", extra={"daemon": self.spec.name, "pid": self._process.pid})
-            self._wanted = True
+            self.wanted = True
             self._set(DaemonStatus.STARTING)
         self._adopted.set()
         try:
             while True:
-                while not self._wanted:
+                while not self.wanted:
                     await self.changed()
                 await self._run_once(backoff)
         finally:
@@ -187,7 +189,7 @@ class Daemon:
                 self._set(DaemonStatus.READY)
                 await self._supervise(process, backoff)
             reason = await self._end(process)
-        if not self._wanted:
+        if not self.wanted:
             log.info("daemon stopped", extra={"daemon": self.spec.name})
             self.restarts = 0
             self._set(DaemonStatus.STOPPED)
@@ -195,7 +197,7 @@ class Daemon:
             await self._wait_for_restart(reason, backoff.next_delay())
         else:
             log.error("daemon failed", extra={"daemon": self.spec.name, "reason": reason})
-            self._wanted = False
+            self.wanted = False
             self._set(DaemonStatus.FAILED, reason)
 
     async def _running(self) -> DaemonProcess:
@@ -218,7 +220,7 @@ class Daemon:
     async def _becomes_ready(self, process: DaemonProcess) -> bool:
         with trio.move_on_after(self.spec.start_timeout):
             while not await self.spec.probe():
-                if not self._wanted or process.ended():
+                if not self.wanted or process.ended():
                     return False
                 with trio.move_on_after(_POLL):
                     await process.pidfd.wait()
@@ -237,7 +239,7 @@ class Daemon:
             backoff.reset()
 
     async def _until_unwanted(self) -> None:
-        while self._wanted:
+        while self.wanted:
             await self.changed()
 
     async def _ended(self, process: DaemonProcess, supervision: trio.CancelScope) -> None:
@@ -257,7 +259,7 @@ class Daemon:
         """Have the process gone, and return why it is."""
         reason = ""
         if not process.ended():
-            if self._wanted:
+            if self.wanted:
                 lines = await self._in_thread(process.last_lines)
                 reason = f"did not answer within {self.spec.start_timeout:g} s; its log ends with: {lines}"
             await self._kill(process)

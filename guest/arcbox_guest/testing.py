@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
@@ -13,9 +14,11 @@ from attrs import Factory, define
 
 from arcbox_guest import Guest
 from arcbox_guest.clock import ClockFollower
+from arcbox_guest.data_volume import DataVolume
 from arcbox_guest.disks import Disks
 from arcbox_guest.files import Files
 from arcbox_guest.power import Power
+from arcbox_guest.runtime.runtime import ContainerRuntime, RuntimeConfig
 from arcbox_guest.sandboxes.testing import fake_manager
 from arcbox_guest.system import Memory, System
 
@@ -78,12 +81,26 @@ def fake_system() -> System:
     )
 
 
+def absent_runtime() -> ContainerRuntime:
+    """A container runtime of which nothing is installed, and nobody runs it."""
+    nowhere = Path("/nonexistent")
+    config = RuntimeConfig(
+        binary_dirs=(),
+        containerd_socket=str(nowhere / "containerd.sock"),
+        docker_socket=str(nowhere / "docker.sock"),
+        state_dir=nowhere,
+        data_base=nowhere,
+    )
+    return ContainerRuntime(config, DataVolume(nowhere / "data", nowhere, "none", nowhere))
+
+
 def fake_guest(  # noqa: PLR0913  by name, and each has a default
     *,
     clock: ClockFollower | None = None,
     disks: Disks | None = None,
     files: Files | None = None,
     power: Power | None = None,
+    runtime: ContainerRuntime | None = None,
     sandboxes: SandboxManager | None = None,
     system: System | None = None,
 ) -> Guest:
@@ -96,6 +113,7 @@ def fake_guest(  # noqa: PLR0913  by name, and each has a default
         disks=disks or Disks(mounts=()),
         files=files or Files(),
         power=power or Power(FakePowerSwitch()),
+        runtime=runtime or absent_runtime(),
         sandboxes=sandboxes or fake_manager(),
         system=system or fake_system(),
     )

@@ -20,6 +20,7 @@ from ._registry import Registry, Route
 from .disks import DiskTrim
 from .files import MmapReadFile
 from .power import Shutdown
+from .runtime import EnsureRuntime, RuntimeStatus, WatchReadiness
 from .sandbox_streams import SandboxEvents, SandboxExec, SandboxRun
 from .sandboxes import SandboxCreate, SandboxInspect, SandboxList, SandboxRemove, SandboxStop
 from .system import GetSystemInfo, Ping
@@ -53,6 +54,9 @@ def default_registry() -> Registry:
             MmapReadFile,
             DiskTrim,
             Shutdown,
+            EnsureRuntime,
+            RuntimeStatus,
+            WatchReadiness,
             SandboxCreate,
             SandboxStop,
             SandboxRemove,

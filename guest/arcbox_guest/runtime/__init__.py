@@ -1,0 +1,1 @@
+"""The container runtime of the guest: containerd and dockerd, on the data volume."""
