@@ -10,7 +10,6 @@ import os
 import select
 import socket
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import trio
@@ -147,21 +146,25 @@ class SocketTransport:
             await self._send_all(len(rest), lambda sent: self._socket.send(rest[sent:]))
 
     async def send_file(self, file: OpenFile) -> int:
-        sent = await self._send_all(file.length, partial(self._send_from, file))
+        sent = sends = 0
+        while sent < file.length:
+            try:
+                count = await file.send(self._descriptor, sent)
+            except BlockingIOError:
+                await self._wait_writable()
+                continue
+            if count == 0:
+                break
+            sent += count
+            sends += 1
+            if sends % _SENDS_BETWEEN_CHECKPOINTS == 0:
+                await trio.lowlevel.checkpoint()
         left = file.length - sent
         while left:
             zeros = _ZEROS[:left]
             await self.send(zeros)
             left -= len(zeros)
         return sent
-
-    def _send_from(self, file: OpenFile, sent: int) -> int:
-        try:
-            return os.sendfile(self._descriptor, file.descriptor, file.offset + sent, file.length - sent)
-        except BlockingIOError:
-            raise
-        except OSError:
-            return 0  # the file's fault; or the socket's, and then the zeros that come next meet it, too
 
     async def _send_all(self, size: int, send: Callable[[int], int]) -> int:
         """Call `send` with what was sent already until it is `size`, or there is nothing left to send."""
@@ -170,8 +173,7 @@ class SocketTransport:
             try:
                 count = send(sent)
             except BlockingIOError:
-                with suppress(trio.ClosedResourceError):  # by `interrupt`, which means others
-                    await trio.lowlevel.wait_writable(self._socket)
+                await self._wait_writable()
                 continue
             except OSError as error:
                 raise trio.BrokenResourceError(str(error)) from error
@@ -182,6 +184,10 @@ class SocketTransport:
             if sends % _SENDS_BETWEEN_CHECKPOINTS == 0:
                 await trio.lowlevel.checkpoint()
         return sent
+
+    async def _wait_writable(self) -> None:
+        with suppress(trio.ClosedResourceError):  # by `interrupt`, which means others
+            await trio.lowlevel.wait_writable(self._socket)
 
     async def wait_hangup(self) -> None:
         # Half-close does not cross every VMM: over vsock the end of the stream is the end of the peer. Hang-ups and

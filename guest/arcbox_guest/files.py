@@ -23,6 +23,9 @@ from arcbox_guest.page_cache import is_resident, make_resident
 _THREADS: Final = 32
 """Files that are opened and read at a time; more of them wait, and nothing else does."""
 
+_PIECE: Final = 1024 * 1024
+"""Bytes that are sent at once: as much as a socket's buffer takes, and their pages are soon looked for."""
+
 _MOST_CACHED: Final = 4 * 1024 * 1024
 """Bytes that are worth asking for whether they are in memory: to ask for more takes longer than to use a thread."""
 
@@ -35,7 +38,43 @@ class FileRange:
     offset: int
     length: int
     _local: bool = True
-    """Whether closing it needs nobody else: a file system that is served by somebody may wait for that somebody."""
+    """False for one that is served by somebody (FUSE, NFS): every call may wait for that, close(2) as well."""
+
+    limiter: trio.CapacityLimiter | None = None
+    """Of files that are sent from threads."""
+
+    async def send(self, socket: int, sent: int) -> int:
+        """Send some of what comes after the first `sent` bytes, with sendfile(2).
+
+        The event loop waits for no storage: pages may have been evicted since they were read, and those that the kernel
+        has to read, or to ask somebody for, are sent from a thread.
+
+        Args:
+            socket: a non-blocking one, connected.
+            sent: bytes of this part.
+
+        Returns:
+            How many; 0 when there are no more, or they can't be read.
+
+        Raises:
+            BlockingIOError: the socket takes none now.
+        """
+        offset, size = self.offset + sent, min(self.length - sent, _PIECE)
+        if self._local and is_resident(self.descriptor, offset, size):
+            return _send(socket, self.descriptor, offset, size)
+        part = FileRange(os.dup(self.descriptor), offset, size, local=self._local)
+        return await trio.to_thread.run_sync(
+            part.send_and_close, _Descriptor(os.dup(socket)), limiter=self.limiter, abandon_on_cancel=True
+        )
+
+    def send_and_close(self, socket: _Descriptor) -> int:
+        """Send it all, as far as the socket takes it. Waits for storage. The socket is a copy, which is closed, too."""
+        try:
+            return _send(socket.number, self.descriptor, self.offset, self.length)
+        finally:
+            socket.close()
+            descriptor, self.descriptor = self.descriptor, -1
+            _close(descriptor)
 
     def close(self) -> None:
         """Let go of the file, without waiting for it; again does nothing."""
@@ -48,7 +87,9 @@ class FileRange:
             trio.lowlevel.start_thread_soon(partial(_close, descriptor), _ignore)
 
     def left(self) -> int:
-        """How many of its bytes the file still has: it may have been cut short, or be out of reach."""
+        """How many of its bytes the file still has: it may have been cut short. Of a local file; others are trusted."""
+        if not self._local:
+            return self.length
         try:
             size = os.fstat(self.descriptor).st_size
         except OSError:
@@ -60,10 +101,26 @@ class FileRange:
 
 
 @define(eq=False)
+class _Descriptor:
+    """A copy of a descriptor, closed with the last reference to it at the latest."""
+
+    number: int
+
+    def close(self) -> None:
+        number, self.number = self.number, -1
+        if number >= 0:
+            os.close(number)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+@define(eq=False)
 class Files:
     """The guest's files."""
 
     _limiter: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(_THREADS), kw_only=True)
+    _senders: trio.CapacityLimiter = field(init=False, factory=lambda: trio.CapacityLimiter(_THREADS))
     _cached: CachedFiles = field(init=False, factory=CachedFiles)
 
     async def open_range(self, path: str, offset: int, length: int) -> FileRange | None:
@@ -84,9 +141,12 @@ class Files:
             OSError: EISDIR for a directory, EINVAL for what is no regular file or no path, and whatever open(2),
                 mmap(2) and read(2) say.
         """
-        return await trio.to_thread.run_sync(
+        file = await trio.to_thread.run_sync(
             open_range, path, offset, length, self._cached, limiter=self._limiter, abandon_on_cancel=True
         )
+        if file is not None:
+            file.limiter = self._senders
+        return file
 
     def open_cached(self, path: str, offset: int, length: int) -> FileRange | None:
         """The same part, if all of it is in memory and can be had without waiting; None in every other case.
@@ -134,6 +194,15 @@ def _encode(path: str) -> bytes:
     if b"\0" in encoded:
         raise OSError(errno.EINVAL, "embedded null byte")
     return encoded
+
+
+def _send(socket: int, file: int, offset: int, size: int) -> int:
+    try:
+        return os.sendfile(socket, file, offset, size)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return 0  # the file's fault; or the socket's, and then whatever is sent next meets it, too
 
 
 def _ignore(_outcome: object) -> None:

@@ -47,6 +47,13 @@ class OpenFile(Protocol):
     def length(self) -> int:
         """Its bytes."""
 
+    async def send(self, socket: int, sent: int) -> int:
+        """Send some of what comes after the first `sent` bytes to a non-blocking socket; 0 when there is no more.
+
+        Raises:
+            BlockingIOError: the socket takes none now.
+        """
+
     def close(self) -> None:
         """Let go of the file."""
 

@@ -239,7 +239,7 @@ async def test_watching_for_the_end_leaves_no_descriptor_behind(sockets: SocketP
             nursery.start_soon(sockets.ours.wait_hangup)
         await wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208  as above
+    assert len(os.listdir("/proc/self/fd")) <= before  # noqa: PTH208  as above; garbage may have been collected
 
 
 async def test_without_a_spare_descriptor_the_end_is_still_noticed(

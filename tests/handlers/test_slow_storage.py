@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -50,6 +52,13 @@ class SlowStorage:
             self._said += data
         line, _, self._said = self._said.partition(b"\n")
         return line.decode()
+
+    def pause(self) -> None:
+        """Answer nothing at all."""
+        self._server.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._server.send_signal(signal.SIGCONT)
 
     async def go_on(self) -> None:
         assert self._server.stdin is not None
@@ -129,6 +138,45 @@ async def test_a_peer_that_goes_away_does_not_wait_for_the_pages_and_leaves_no_d
     await slow_storage.go_on()
     assert await slow_storage.says() == "closed"
     assert descriptors() == before
+
+
+async def test_pages_that_are_gone_when_they_are_sent_are_awaited_by_their_own_connection_only(
+    slow_storage: SlowStorage,
+) -> None:
+    request = arcbox_v1.MmapReadFileRequest(path=str(slow_storage.slow), length=SIZE)
+    replies: list[FileReply] = []
+    received = b""
+
+    async def open_it() -> None:
+        reply = await MmapReadFile(request)(CONTEXT)
+        assert isinstance(reply, FileReply)
+        replies.append(reply)
+
+    async def send_it() -> None:
+        assert await transport.send_file(reply.file) == SIZE
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(open_it)
+        assert await slow_storage.says() == "reading"
+        await slow_storage.go_on()
+    (reply,) = replies
+    ours, theirs = socket.socketpair()
+    rescue = threading.Timer(10, slow_storage.resume)  # for an event loop that waits
+    with closing(reply.file) as file, closing(SocketTransport(ours)) as transport, theirs:
+        slow_storage.pause()
+        os.posix_fadvise(file.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        rescue.start()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send_it)
+            for _ in range(100):
+                await trio.lowlevel.checkpoint()
+            assert rescue.is_alive()
+            slow_storage.resume()
+            rescue.cancel()
+            stream = trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
+            while len(received) < SIZE:
+                received += await stream.receive_some()
+    assert received == content()
 
 
 async def test_a_file_that_can_not_be_read_is_an_input_output_error(slow_storage: SlowStorage) -> None:
