@@ -18,7 +18,7 @@ import pytest
 
 from arcbox_client.cli import main
 from arcbox_client.commands._output import human_duration, human_size
-from arcbox_client.commands.machine import latency_summary
+from arcbox_client.commands.machine import _trimmed_volumes, latency_summary
 from arcbox_protocol import __version__
 
 if TYPE_CHECKING:
@@ -150,6 +150,12 @@ def test_cat_of_an_empty_file_writes_nothing(arcbox_agent: RunningAgent, tmp_pat
     assert cat(arcbox_agent, str(tmp_path / "empty")) == b""
 
 
+def test_cat_of_a_file_that_claims_to_be_empty_says_so(arcbox_agent: RunningAgent) -> None:
+    result = arcboxctl("cat", "/proc/../proc/meminfo", address=arcbox_agent.address)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("arcboxctl: /proc/../proc/meminfo claims to be empty")
+
+
 def test_cat_in_json_has_the_parts_in_base64(arcbox_agent: RunningAgent, large_file: Path) -> None:
     parts = [json.loads(line) for line in cat(arcbox_agent, str(large_file), "--json").splitlines()]
     data = b"".join(base64.b64decode(part["data"]) for part in parts)
@@ -184,8 +190,18 @@ def test_a_file_that_is_not_there_is_one_line_and_exit_code_1(arcbox_agent: Runn
 def test_trim_shows_what_was_trimmed(arcbox_agent: RunningAgent) -> None:
     assert arcboxctl("trim", address=arcbox_agent.address).stdout == "no data volume mounted\n"
     assert json.loads(arcboxctl("trim", "--json", address=arcbox_agent.address).stdout) == {
-        "result": "no data volume mounted"
+        "result": "no data volume mounted",
+        "volumes": [],
     }
+
+
+def test_what_was_trimmed_is_data_in_json() -> None:
+    result = "/var/lib/docker: 4096 bytes trimmed; /srv: 0 bytes trimmed; /mnt: Operation not supported: no discard"
+    assert _trimmed_volumes(result) == [
+        {"mount": "/var/lib/docker", "trimmed_bytes": 4096},
+        {"mount": "/srv", "trimmed_bytes": 0},
+        {"mount": "/mnt", "error": "Operation not supported: no discard"},
+    ]
 
 
 def test_version_shows_both_ends(arcbox_agent: RunningAgent) -> None:
@@ -199,6 +215,7 @@ def test_version_shows_both_ends(arcbox_agent: RunningAgent) -> None:
 
 
 def test_version_needs_no_agent() -> None:
+    assert arcboxctl("--version").stdout == f"arcboxctl {__version__}\n"
     assert arcboxctl("version").stdout == f"arcboxctl {__version__}\n"
 
 
@@ -380,14 +397,15 @@ def test_what_the_script_asks_is_answered() -> None:
         assert process.communicate(timeout=30) == (b"plain,ping\n", b"")
 
 
+@pytest.mark.parametrize("missing", ["click", "rich"])
 def test_without_its_extra_it_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    missing: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "rich", None)
+    monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 2
-    assert capfd.readouterr().err == "arcboxctl: rich is not installed: pip install 'arcbox-agent[host]'\n"
+    assert capfd.readouterr().err == f"arcboxctl: {missing} is not installed: pip install 'arcbox-agent[host]'\n"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import posixpath
+import re
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -148,7 +150,7 @@ def _facts(info: arcbox_v1.SystemInfo) -> dict[str, str]:
 def cat(invocation: Invocation, path: str, offset: int, length: int | None) -> None:
     """Write a file of the guest to stdout, whatever its size, byte for byte.
 
-    The agent reads as much as the file's size says: files in /proc and /sys, which have none, come out empty.
+    The agent reads as much as the file's size says. Files in /proc and /sys claim to be empty: that is an error here.
 
     With --json: one line for each part of it, {"path", "offset", "data" in base64}.
     """
@@ -160,6 +162,8 @@ def cat(invocation: Invocation, path: str, offset: int, length: int | None) -> N
             data = await client.mmap_read_file(path, offset=position, length=wanted)
             if data:
                 _write(data, path, position)
+            elif position == 0 and wanted:
+                _check_emptiness(path)
             position += len(data)
             if len(data) < wanted or position == end:
                 return
@@ -174,20 +178,42 @@ def cat(invocation: Invocation, path: str, offset: int, length: int | None) -> N
     invocation.run(copy)
 
 
+def _check_emptiness(path: str) -> None:
+    """Raise `click.ClickException` for a file whose size says nothing: proc(5) and sysfs make content up on reading."""
+    if posixpath.normpath(path).startswith(("/proc/", "/sys/")):
+        raise click.ClickException(f"{path} claims to be empty, and the agent reads no more of a file than its size")
+
+
 @click.command("trim", short_help="Give unused disk blocks back.")
 @common_options
 @pass_invocation
 def trim(invocation: Invocation) -> None:
-    """Give unused blocks of the guest's data volumes back to this machine."""
+    """Give unused blocks of the guest's data volumes back to this machine.
+
+    With --json: {"result", "volumes": [{"mount", "trimmed_bytes" or "error"}, ...]}.
+    """
 
     async def ask(client: AgentClient) -> None:
         reply = await client.disk_trim()
         if invocation.json:
-            show_json(as_plain(reply))
+            show_json({"result": reply.result, "volumes": _trimmed_volumes(reply.result)})
         else:
             click.echo(reply.result.replace("; ", "\n"))
 
     invocation.run(ask)
+
+
+def _trimmed_volumes(result: str) -> list[dict[str, object]]:
+    """The parts of a DiskTrimResponse: `<mount>: <n> bytes trimmed`, or the reason why not, joined by `; `."""
+    volumes: list[dict[str, object]] = []
+    for part in result.split("; "):
+        mount, colon, said = part.partition(": ")
+        trimmed = re.fullmatch(r"(\d+) bytes trimmed", said)
+        if trimmed:
+            volumes.append({"mount": mount, "trimmed_bytes": int(trimmed[1])})
+        elif colon:
+            volumes.append({"mount": mount, "error": said})
+    return volumes
 
 
 @click.command("shutdown", short_help="Power the guest off.")

@@ -54,7 +54,7 @@ async def test_create_asks_for_what_the_options_say_and_writes_the_id(cli: Cli) 
     requests = cli.serve(creation(["ready"]))
     options = ["--id", "box", "--rootfs", "/img", "-l", "a=1", "--label", "b=x=y", "-e", "A=", "-e", "HERE"]
     options += ["--memory", "2g", "--cpus", "2", "--mount", "/a:/b:ro", "--mount", "/c:/d", "--ttl", "15m"]
-    options += ["--user", "1:2", "--workdir", "/w"]
+    options += ["--user", "1:2", "--workdir", "/w", "--image", "alpine", "--network", "none"]
     result = await cli.sandbox("create", *options, "--", "sleep", "--ttl", "5", HERE="value")
     assert result == (0, b"box\n", b"")
     [request] = of_type(requests, T.SandboxCreateRequest)
@@ -72,6 +72,8 @@ async def test_create_asks_for_what_the_options_say_and_writes_the_id(cli: Cli) 
         user="1:2",
         working_dir="/w",
         cmd=["sleep", "--ttl", "5"],
+        image="alpine",
+        network=sandbox_v1.NetworkSpec(mode="none"),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Literal, Unpack
 
 import click
 
@@ -22,7 +22,7 @@ from arcbox_client.commands.sandbox._arguments import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from arcbox_client._sandbox_requests import Mount
+    from arcbox_client._sandbox_requests import Mount, SandboxOptions
     from arcbox_client.client import AgentClient
     from arcbox_client.commands._invocation import Invocation
     from arcbox_protocol import sandbox_v1
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 class _Options(ProcessOptions):
     sandbox_id: str
     rootfs: str
+    image: str
+    network: Literal["tap", "none"] | None
     label: tuple[tuple[str, str], ...]
     memory: int
     cpus: int
@@ -47,6 +49,10 @@ class _Options(ProcessOptions):
 )
 @click.option("--id", "sandbox_id", default="", metavar="ID", help="Its id.  [default: one that is made up]")
 @click.option("--rootfs", default="", metavar="PATH", help="Directory or file-system image, in the guest.")
+@click.option("--image", default="", metavar="REFERENCE", help="OCI image in place of a root file system.")
+@click.option(
+    "--network", type=click.Choice(["tap", "none"]), default=None, help="An address, or loopback only.  [default: tap]"
+)
 @click.option(
     "-l", "--label", type=KeyValue(), multiple=True, help="Label it; may be given often, as --env and --mount."
 )
@@ -80,19 +86,22 @@ def create(invocation: Invocation, /, *, wait: bool, **options: Unpack[_Options]
 
 
 async def _request(client: AgentClient, options: _Options) -> sandbox_v1.CreateSandboxResponse:
-    return await client.sandbox_create(
-        options["sandbox_id"],
-        rootfs=options["rootfs"],
-        labels=dict(options["label"]),
-        env=dict(options["env"]),
-        vcpus=options["cpus"],
-        memory_mib=options["memory"],
-        mounts=options["mount"],
-        ttl=options["ttl"],
-        user=options["user"],
-        working_dir=options["workdir"],
-        cmd=options["cmd"],
-    )
+    wire: SandboxOptions = {
+        "image": options["image"],
+        "rootfs": options["rootfs"],
+        "labels": dict(options["label"]),
+        "env": dict(options["env"]),
+        "vcpus": options["cpus"],
+        "memory_mib": options["memory"],
+        "mounts": options["mount"],
+        "ttl": options["ttl"],
+        "user": options["user"],
+        "working_dir": options["workdir"],
+        "cmd": options["cmd"],
+    }
+    if options["network"] is not None:
+        wire["network"] = options["network"]
+    return await client.sandbox_create(options["sandbox_id"], **wire)
 
 
 @contextmanager
