@@ -26,16 +26,25 @@ log = logging.getLogger(__name__)
 _BACKLOG = 1024
 """A vsock peer is reset at once when the backlog is full, so it is as long as there may be connections."""
 
-_PASSING_ERRORS = (
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOBUFS,
-    errno.ENOMEM,
+_OF_ONE_CONNECTION = frozenset(
+    {
+        errno.ECONNABORTED,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.EINTR,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ENONET,
+        errno.ENOPROTOOPT,
+        errno.EOPNOTSUPP,
+        errno.EPERM,
+        errno.EPROTO,
+    }
 )
-"""Of accept(2): a resource is used up, and it will be there again when connections end."""
+"""Errors of accept(2) of one connection, its pending network error or a firewall's refusal: keep accepting."""
 
-_LOST_CONNECTION_ERRORS = (errno.ECONNABORTED, errno.EINTR, errno.EPERM, errno.EPROTO, errno.ENETDOWN)
-"""Of accept(2): that connection is gone; the next one is another matter."""
+_OF_THE_SOCKET = frozenset({errno.EBADF, errno.EFAULT, errno.EINVAL, errno.ENOTSOCK})
+"""Errors of accept(2) that say that this socket does not listen, and never will."""
 
 _UCRED = struct.Struct("3i")
 """struct ucred of unix(7): pid, uid, gid."""
@@ -66,7 +75,7 @@ class Listener(Protocol):
         """The next connection.
 
         Raises:
-            OSError: no connection will ever come again.
+            OSError: the socket does not listen any more.
         """
 
     def close(self) -> None:
@@ -96,17 +105,18 @@ class SocketListener:
                 await self._get_over(error)
 
     async def _get_over(self, error: OSError) -> None:
-        if error.errno in _PASSING_ERRORS:
-            delay = self._backoff.next_delay()
-            log.error(
-                "no connection can be accepted now",
-                extra={"listener": str(self.address), "error": str(error), "retry_in_seconds": delay},
-            )
-            await trio.sleep(delay)
-        elif error.errno in _LOST_CONNECTION_ERRORS:
-            await trio.lowlevel.checkpoint()
-        else:
+        """Wait until it pays to accept again: a resource is used up (EMFILE …), or the error was not foreseen."""
+        if error.errno in _OF_THE_SOCKET:
             raise error
+        if error.errno in _OF_ONE_CONNECTION:
+            await trio.lowlevel.checkpoint()
+            return
+        delay = self._backoff.next_delay()
+        log.error(
+            "no connection can be accepted now",
+            extra={"listener": str(self.address), "error": str(error), "retry_in_seconds": delay},
+        )
+        await trio.sleep(delay)
 
     def close(self) -> None:
         # The file first: as long as the socket is open, no successor's file can have the same inode.

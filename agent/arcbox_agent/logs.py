@@ -12,19 +12,15 @@ import logging
 import os
 import sys
 import traceback
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from textwrap import indent
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from arcbox_agent._log_output import LogOutput
 from arcbox_agent.request_context import request_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from structlog.stdlib import ProcessorFormatter
     from structlog.typing import EventDict
 
@@ -35,15 +31,14 @@ _LONGEST_VALUE: Final = 1_000
 
 _LONGEST_TRACEBACK: Final = 20_000
 
-_UNUSED: dict[str, ModuleType | None] = {"rich": None, "asyncio": ModuleType("asyncio")}
-"""What structlog imports, and what it gets instead: rich is for tracebacks that nobody sees here (None is how the
-import system is told that there is none), asyncio for logging from its coroutines."""
-
 _MOST_HELD: Final = 200
 """Records that wait for `warm_up`."""
 
 _STANDARD: Final = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "request_fields"}
 """The attributes of a record that are no extras."""
+
+_PRIORITIES: Final = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (logging.DEBUG, 7))
+"""The priorities of syslog(3) from which level on, for the journal: sd-daemon(3)."""
 
 _RESERVED: Final = {"timestamp", "level", "logger", "event", "exception", "exc_info", "stack"}
 
@@ -89,6 +84,7 @@ class LogHandler(logging.Handler):
         colors = on_terminal and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
         self._build_formatter = partial(_build_formatter, as_json=as_json, colors=colors)
         self._formatter: logging.Formatter | None = None
+        self._to_journal = _is_journal(descriptor)
         self._output = LogOutput(descriptor)
         self._held: list[logging.LogRecord] = []
         self._lost = 0
@@ -128,6 +124,13 @@ class LogHandler(logging.Handler):
             self._lost += 1
 
     def _render(self, record: logging.LogRecord) -> str:
+        text = self._format(record)
+        if not self._to_journal:
+            return text
+        priority = next((number for level, number in _PRIORITIES if record.levelno >= level), 7)
+        return "\n".join(f"<{priority}>{line}" for line in text.split("\n"))
+
+    def _format(self, record: logging.LogRecord) -> str:
         assert self._formatter is not None  # noqa: S101  for mypy: only `flush` comes here
         try:
             return self._formatter.format(record)
@@ -136,33 +139,25 @@ class LogHandler(logging.Handler):
             return self._formatter.format(_complaint(f"a log record can't be rendered: {why} at {where}"))
 
 
+def _is_journal(descriptor: int) -> bool:
+    """Whether a descriptor leads to the journal, which takes a priority in front of each line: systemd.exec(5)."""
+    status = os.fstat(descriptor)
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
 def _complaint(text: str) -> logging.LogRecord:
-    return logging.makeLogRecord({"name": __name__, "levelname": "WARNING", "msg": text})
+    return logging.makeLogRecord({"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING", "msg": text})
 
 
 def _build_formatter(*, as_json: bool, colors: bool) -> ProcessorFormatter:
-    with _without_what_is_unused():
-        from structlog.dev import ConsoleRenderer  # noqa: PLC0415  see LogHandler
-        from structlog.processors import JSONRenderer  # noqa: PLC0415
-        from structlog.stdlib import ProcessorFormatter  # noqa: PLC0415
+    from structlog.dev import ConsoleRenderer  # noqa: PLC0415  see LogHandler
+    from structlog.processors import JSONRenderer  # noqa: PLC0415
+    from structlog.stdlib import ProcessorFormatter  # noqa: PLC0415
 
     if as_json:
         return ProcessorFormatter(processors=[_fields, JSONRenderer()])
     console = ConsoleRenderer(colors=colors, sort_keys=False, repr_native_str=True)
     return ProcessorFormatter(processors=[_fields, _for_people, console])
-
-
-@contextmanager
-def _without_what_is_unused() -> Iterator[None]:
-    """Keep structlog from loading the large things that it has for others."""
-    modules: dict[str, Any] = sys.modules
-    absent = {name: stand_in for name, stand_in in _UNUSED.items() if name not in modules}
-    modules.update(absent)
-    try:
-        yield
-    finally:
-        for name in absent:
-            del modules[name]
 
 
 def _fields(_logger: object, _name: str, event: EventDict) -> EventDict:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import signal
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -46,7 +46,7 @@ _SANDBOX_GRACE = 1.0
 """Seconds at least that sandboxes get to stop by themselves, however long the requests took."""
 
 _OBJECTS_BETWEEN_COLLECTIONS = 10_000
-"""What some hundred requests under way make anew, and soon let go of: to look at it more often is for nothing."""
+"""gc threshold: the allocations of a few hundred requests, which reference counting frees."""
 
 
 def serve(loaded: LoadedSettings) -> int:
@@ -113,15 +113,18 @@ class Server:
 
     _notifier: Notifier = field(factory=Notifier.from_environ, kw_only=True)
     ready: trio.Event = field(init=False, factory=trio.Event)
-    """Set when all addresses are listened on."""
+    """Set when the first address is listened on."""
 
     _context: Context = field(init=False)
-    _listening: list[str] = field(init=False, factory=list)
+    _missing: set[Address] = field(init=False)
+    """The addresses that nobody could listen on until now."""
+
     _open: set[Connection] = field(init=False, factory=set)
     _sent_away: int = field(init=False, default=0)
 
     def __attrs_post_init__(self) -> None:
         self._context = Context(guest=self._guest, version=__version__)
+        self._missing = set(self._addresses)
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT; then finish what runs, within `shutdown_grace`. A second one ends that.
@@ -132,11 +135,7 @@ class Server:
             async with trio.open_nursery() as services:
                 self._start_services(services)
                 async with trio.open_nursery() as connections:
-                    async with trio.open_nursery() as listeners:
-                        self._start_listeners(listeners, connections)
-                        await _next_signal(signals)
-                        self._notifier.tell(STOPPING="1", STATUS="finishing requests")
-                        listeners.cancel_scope.cancel()
+                    await self._listen(connections, signals)
                     finishing = connections.cancel_scope
                     services.start_soon(self._hurry_at_signal, signals, finishing)
                     finishing.deadline = trio.current_time() + self._settings.shutdown_grace
@@ -146,6 +145,17 @@ class Server:
                 await self._guest.sandboxes.stop_all(max(_SANDBOX_GRACE, finishing.deadline - trio.current_time()))
                 services.cancel_scope.cancel()
         log.info("stopped")
+
+    async def _listen(self, connections: trio.Nursery, signals: AsyncIterator[int]) -> None:
+        """Accept connections until the first signal."""
+        with ExitStack() as stack:
+            for passed in self._passed:
+                stack.callback(passed.close)
+            async with trio.open_nursery() as listeners:
+                self._start_listeners(listeners, connections)
+                await _next_signal(signals)
+                self._notifier.tell(STOPPING="1", STATUS="finishing requests")
+                listeners.cancel_scope.cancel()
 
     def _start_services(self, services: trio.Nursery) -> None:
         guest, settings = self._guest, self._settings
@@ -171,33 +181,41 @@ class Server:
         await self._guest.sandboxes.stop_all(0)
 
     def _start_listeners(self, listeners: trio.Nursery, connections: trio.Nursery) -> None:
+        if self._passed:
+            self._note_listening(*(listener.address for listener in self._passed))
         for passed in self._passed:
-            listeners.start_soon(self._accept_from, passed, connections)
+            service = partial(self._accept_from, passed, connections)
+            listeners.start_soon(supervise, f"listener {passed.address}", service)
         for address in self._addresses:
             service = partial(self._listen_on, address, connections)
             listeners.start_soon(supervise, f"listener {address}", service)
 
     async def _listen_on(self, address: Address, connections: trio.Nursery) -> None:
-        await self._accept_from(await listen_patiently(address), connections)
+        with closing(await listen_patiently(address)) as listener:
+            self._note_listening(address)
+            await self._accept_from(listener, connections)
 
     async def _accept_from(self, listener: SocketListener, connections: trio.Nursery) -> None:
-        try:
-            self._note_listening(str(listener.address))
-            guard = guarded(listener, self._settings.vsock.allowed_cids)
-            while True:
-                connected, peer = await guard.accept()
-                self._admit(connected, peer, connections)
-                await trio.lowlevel.checkpoint()
-        finally:
-            listener.close()
+        guard = guarded(listener, self._settings.vsock.allowed_cids)
+        while True:
+            connected, peer = await guard.accept()
+            self._admit(connected, peer, connections)
+            await trio.lowlevel.checkpoint()
 
-    def _note_listening(self, address: str) -> None:
-        log.info("listening", extra={"listener": address, "version": __version__})
-        if address not in self._listening:
-            self._listening.append(address)
-        if len(self._listening) == len(self._passed) + len(self._addresses):
+    def _note_listening(self, *addresses: Address) -> None:
+        """Tell what is listened on. The agent is ready with the first address: others may have to be waited for."""
+        for address in addresses:
+            log.info("listening", extra={"listener": str(address), "version": __version__})
+            self._missing.discard(address)
+        all_addresses = [*(listener.address for listener in self._passed), *self._addresses]
+        status = f"listening on {', '.join(str(address) for address in all_addresses if address not in self._missing)}"
+        if self._missing:
+            status += f"; not yet on {', '.join(str(address) for address in all_addresses if address in self._missing)}"
+        if self.ready.is_set():
+            self._notifier.tell(STATUS=status)
+        else:
             self.ready.set()
-            self._notifier.tell(READY="1", STATUS=f"listening on {', '.join(self._listening)}")
+            self._notifier.tell(READY="1", STATUS=status)
 
     def _admit(self, connected: socket.socket, peer: Peer, connections: trio.Nursery) -> None:
         transport = SocketTransport(connected)

@@ -333,13 +333,24 @@ def stumbling(address: UnixAddress, errors: list[int]) -> SocketListener:
     return SocketListener(listening, address)
 
 
-@pytest.mark.parametrize("error", [errno.ECONNABORTED, errno.EPERM, errno.EPROTO], ids=errno.errorcode.__getitem__)
+@pytest.mark.parametrize(
+    "error", [errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENETUNREACH], ids=errno.errorcode.__getitem__
+)
 async def test_a_connection_that_is_lost_before_it_is_accepted_costs_nothing_but_itself(
     error: int, address: UnixAddress, caplog: pytest.LogCaptureFixture
 ) -> None:
     with closing(stumbling(address, [error, error])) as listener:
         assert await is_served(listener, address)
     assert not caplog.records
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ESTALE, 999])
+async def test_an_error_that_nobody_foresaw_is_logged_and_does_not_end_the_listener(
+    error: int, address: UnixAddress, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(stumbling(address, [error, error])) as listener:
+        assert await is_served(listener, address)
+    assert logged(caplog, "retry_in_seconds") == [0.05, 0.1]
 
 
 async def test_a_listener_that_can_never_accept_again_says_so(address: UnixAddress) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,23 +152,23 @@ async def running(server: Server, *, ready: bool = True) -> AsyncIterator[Runnin
 # Starting
 
 
-async def test_systemd_is_told_that_the_agent_is_ready_when_all_addresses_are_listened_on(
+async def test_systemd_is_told_that_the_agent_is_ready_with_the_first_address_and_of_each_that_follows(
     directory: Path, manager: Manager, autojump_clock: MockClock
 ) -> None:
-    paths = [directory / "agent.sock", directory / "later" / "agent.sock"]
-    server = server_of(*paths, notifier=Notifier(manager.path))
-    async with running(server, ready=False) as agent:
-        await trio.sleep(100)
-        assert await (await agent.connect()).is_answered()
-        assert (manager.heard(), server.ready.is_set()) == ([], False)
+    later, first = directory / "later" / "agent.sock", directory / "agent.sock"
+    async with running(server_of(later, first, notifier=Notifier(manager.path))) as agent:
+        assert await (await agent.connect(first)).is_answered()
+        assert manager.heard() == ["READY=1", f"STATUS=listening on unix:{first}; not yet on unix:{later}"]
         (directory / "later").mkdir()
-        await server.ready.wait()
-        assert manager.heard() == ["READY=1", f"STATUS=listening on unix:{paths[0]}, unix:{paths[1]}"]
+        await trio.sleep(100)
+        assert manager.heard() == [f"STATUS=listening on unix:{later}, unix:{first}"]
+        assert await (await agent.connect(later)).is_answered()
 
 
 async def test_every_address_is_served(directory: Path) -> None:
     paths = [directory / f"{number}.sock" for number in range(3)]
     async with running(server_of(*paths)) as agent:
+        await wait_all_tasks_blocked()
         for path in paths:
             assert await (await agent.connect(path)).is_answered()
 
@@ -258,6 +258,7 @@ async def test_a_listener_that_breaks_is_opened_again_and_nobody_else_notices(
     async with running(server_of(directory / "agent.sock", directory / "frail.sock")) as agent:
         connected = await agent.connect()
         assert await connected.is_answered()
+        await wait_all_tasks_blocked()
         breaking.set()
         await wait_all_tasks_blocked()
         assert not (directory / "frail.sock").exists()
@@ -265,6 +266,28 @@ async def test_a_listener_that_breaks_is_opened_again_and_nobody_else_notices(
         assert await (await agent.connect(directory / "frail.sock")).is_answered()
         assert await connected.is_answered()
         assert await (await agent.connect()).is_answered()
+
+
+async def test_a_passed_socket_that_breaks_is_tried_again_and_nobody_else_notices(
+    directory: Path, path: Path, autojump_clock: MockClock
+) -> None:
+    class Breaking(SocketListener):
+        async def accept(self) -> tuple[socket.socket, Peer]:
+            if (error := next(errors, None)) is not None:
+                await trio.lowlevel.checkpoint()
+                raise error
+            return await super().accept()
+
+    errors = iter([OSError(errno.EINVAL, "of no use now"), RuntimeError("unforeseen")])
+    address = UnixAddress(str(directory / "passed.sock"))
+    with closing(listen(address)) as listener:
+        passed = Breaking(listener._socket, address)
+        async with running(server_of(path, passed=[passed])) as agent:
+            assert await (await agent.connect()).is_answered()
+            assert await (await agent.connect(directory / "passed.sock")).is_answered()
+            await agent.signal()
+            await agent.ended.wait()
+        assert listener._socket.fileno() == -1
 
 
 async def test_a_service_that_crashes_takes_no_connection_down(
