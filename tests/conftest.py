@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 
+from hypothesis import settings
+
 
 def pytest_configure() -> None:
     """Take SIGINT back where it is ignored, as in what a script runs in the background: child processes inherit that.
@@ -12,3 +14,5 @@ def pytest_configure() -> None:
     """
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    settings.register_profile("arcbox", deadline=None)  # a busy machine is no fault
+    settings.load_profile("arcbox")

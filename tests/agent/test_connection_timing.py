@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 from attrs import frozen
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -137,7 +137,6 @@ def pieces_of(draw: st.DrawFn, frames: Sequence[bytes]) -> list[bytes | None]:
     return pieces
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_the_same_bytes_get_the_same_replies_whenever_they_come(data: st.DataObject) -> None:
     kinds = data.draw(st.lists(st.sampled_from(list(REQUESTS)), max_size=8))

@@ -12,16 +12,21 @@ import threading
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, TextIO
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
+from trio.testing import wait_all_tasks_blocked
 
 from arcbox_agent._log_output import LogOutput
 from arcbox_agent.logs import LogHandler
-from arcbox_agent.request_context import current_peer, current_request
+from arcbox_agent.request_context import current_peer, current_request, request_fields
 from arcbox_agent.settings import Log
+from arcbox_guest.errors import GuestError
+from arcbox_guest.sandboxes.model import NetworkMode, Spec
+from arcbox_guest.sandboxes.testing import FakeDriver, fake_manager
 from arcbox_protocol import Frame, MessageType
 
 if TYPE_CHECKING:
@@ -233,6 +238,24 @@ def test_an_extra_can_not_replace_what_the_log_says_itself(records: Records) -> 
     (record,) = records(lambda log: log.warning("x", extra={"event": "other", "level": "info", "timestamp": 0}))
     assert (record["event"], record["level"]) == ("x", "warning")
     assert (record["event_"], record["level_"], record["timestamp_"]) == ("other", "info", 0)
+
+
+async def test_the_life_of_a_sandbox_is_not_logged_as_a_request_s() -> None:
+    class Failing(FakeDriver):
+        async def create(self, spec: Spec) -> NoReturn:
+            await trio.lowlevel.checkpoint()
+            seen.append(request_fields())
+            raise GuestError("no room")
+
+    seen: list[dict[str, str]] = []
+    manager = fake_manager(Failing())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(manager.run)
+        with request("of the creation"):
+            await manager.create(Spec(id="web", network=NetworkMode.NONE))
+            await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert seen == [{}]
 
 
 def test_huge_values_are_cut_and_say_how_long_they_were(records: Records) -> None:

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from arcbox_agent.settings import (
@@ -253,7 +253,6 @@ def problems(config: Path) -> list[str] | None:
     return None
 
 
-@settings(deadline=None)
 @given(JUNK)
 def test_any_junk_that_is_toml_gives_settings_or_a_settings_error(
     tmp_path_factory: pytest.TempPathFactory, junk: dict[str, Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import re
 import time
@@ -310,7 +311,8 @@ class SandboxManager:
         if self._nursery is None:
             raise UnavailableError("the agent is ending: no sandbox can be created any more")
         self._lives[life.id] = life
-        self._nursery.start_soon(life.run)
+        # In a context of its own: what a sandbox does later is not the request's that created it, as the log has it.
+        contextvars.Context().run(self._nursery.start_soon, life.run)
 
     async def _open(self) -> None:
         for sandbox in await self._records.load():
