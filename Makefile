@@ -6,7 +6,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 ROOMS := agent client guest handlers protocol
-SANDBOX_TOOLS := crun=crun catatonit=catatonit busybox=busybox-static
+SANDBOX_TOOLS := crun=crun catatonit=catatonit conmon=conmon busybox=busybox-static
 
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory

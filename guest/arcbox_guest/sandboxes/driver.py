@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AbstractAsyncContextManager
 
+    from arcbox_guest.sandboxes.detached import DetachedProcess, DetachedSpec
     from arcbox_guest.sandboxes.model import ExecSpec, Spec, Statistics, TerminalSize
 
 
@@ -87,6 +88,22 @@ class Driver(Protocol):
             InvalidArgumentError: no such user, or working directory.
             UnavailableError: the sandbox's init is gone.
             GuestError: it could not be started for another reason.
+        """
+
+    async def start_detached(self, sandbox_id: str, spec: DetachedSpec) -> DetachedProcess:
+        """Start a process that goes on when the agent ends. A command that can't be executed ends at once, as above.
+
+        Raises:
+            ConflictError: the sandbox has, or had, one of that name.
+            InvalidArgumentError: no such user, or working directory.
+            UnavailableError: the sandbox's init is gone.
+            GuestError: it could not be started for another reason.
+        """
+
+    async def detached(self, sandbox_id: str) -> Sequence[DetachedProcess]:
+        """All detached processes that a sandbox has or had, those that a former agent started too.
+
+        Each call makes objects of its own: to be called once, before any is started.
         """
 
     async def terminate(self, sandbox_id: str) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
+    from arcbox_guest.sandboxes.detached import DetachedProcess, DetachedSpec
     from arcbox_guest.sandboxes.driver import Driver, Process
     from arcbox_guest.sandboxes.model import ExecSpec, Spec, Statistics
 
@@ -37,6 +38,12 @@ class OnDemandDriver:
 
     def process(self, sandbox_id: str, command: ExecSpec) -> AbstractAsyncContextManager[Process]:
         return self._driver.process(sandbox_id, command)
+
+    async def start_detached(self, sandbox_id: str, spec: DetachedSpec) -> DetachedProcess:
+        return await self._driver.start_detached(sandbox_id, spec)
+
+    async def detached(self, sandbox_id: str) -> Sequence[DetachedProcess]:
+        return await self._driver.detached(sandbox_id)
 
     async def terminate(self, sandbox_id: str) -> None:
         await self._driver.terminate(sandbox_id)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Final
 import trio
 from attrs import Factory, define, field
 
-from arcbox_guest.errors import InvalidArgumentError, UnavailableError
+from arcbox_guest.errors import ConflictError, InvalidArgumentError, OutOfRangeError, UnavailableError
 from arcbox_guest.sandboxes import _fake_programs as programs
+from arcbox_guest.sandboxes.detached import Channel, Exit, Piece
 from arcbox_guest.sandboxes.events import EventHub
 from arcbox_guest.sandboxes.manager import Defaults, SandboxManager
 from arcbox_guest.sandboxes.model import SIGNALLED, Sandbox, Statistics
@@ -26,10 +27,14 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from arcbox_guest.sandboxes._fake_programs import Program
+    from arcbox_guest.sandboxes.detached import DetachedSpec
     from arcbox_guest.sandboxes.model import ExecSpec, Spec, TerminalSize
 
 ROOTFS: Final = "/rootfs"
 """The only root file system that there is."""
+
+_LEFT_BEHIND: Final = 1.0
+"""Seconds that the output of a detached process may stay open after its end."""
 
 _KILLED: Final = SIGNALLED + programs.SIGKILL
 _DIRECTORIES: Final = ("/", "/tmp")  # noqa: S108  names in a sandbox that does not exist
@@ -213,6 +218,122 @@ class FakeProcess:
 
 
 @define(eq=False)
+class FakeRecording:
+    """What is known of a detached process, by whatever agent."""
+
+    spec: DetachedSpec
+    process: FakeProcess
+    written: dict[Channel, bytearray] = field(init=False, factory=lambda: {channel: bytearray() for channel in Channel})
+    stdin: int = 0
+    """Bytes of input."""
+
+    stdin_closed: bool = False
+    exit: Exit | None = None
+
+
+@define(eq=False)
+class FakeDetached:
+    """A detached process, as one agent sees it."""
+
+    _recording: FakeRecording
+    _changed: trio.Event = field(init=False, factory=trio.Event)
+    _ended: trio.Event = field(init=False, factory=trio.Event)
+    _complete: bool = field(init=False, default=False)
+
+    @property
+    def name(self) -> str:
+        return self._recording.spec.name
+
+    @property
+    def facts(self) -> Mapping[str, str | int | float | bool]:
+        return self._recording.spec.facts
+
+    @property
+    def terminal(self) -> bool:
+        return self._recording.spec.command.terminal is not None
+
+    @property
+    def exit(self) -> Exit | None:
+        return self._recording.exit
+
+    @property
+    def stdin_written(self) -> int:
+        return self._recording.stdin
+
+    @property
+    def stdin_closed(self) -> bool:
+        return self._recording.stdin_closed or self.exit is not None
+
+    async def run(self) -> Exit:
+        process = self._recording.process
+        async with trio.open_nursery() as pumps:
+            pumps.start_soon(self._pump, Channel.STDOUT, process.stdout)
+            if process.stderr is not None:
+                pumps.start_soon(self._pump, Channel.STDERR, process.stderr)
+            code = await process.wait()
+            self._recording.exit = self._recording.exit or Exit(code=code, at=trio.current_time())
+            self._ended.set()
+            pumps.cancel_scope.deadline = trio.current_time() + _LEFT_BEHIND
+        self._complete = True
+        self._wake()
+        return await self.wait()
+
+    async def wait(self) -> Exit:
+        await self._ended.wait()
+        assert self.exit is not None  # noqa: S101  for mypy
+        return self.exit
+
+    def length(self, channel: Channel) -> int:
+        return len(self._recording.written[channel])
+
+    async def read(self, channel: Channel, offset: int) -> Piece:
+        await trio.lowlevel.checkpoint()
+        if offset > self.length(channel):
+            raise OutOfRangeError(f"{channel} has {self.length(channel)} bytes yet")
+        while self.length(channel) == offset and not self._complete:
+            await self._changed.wait()
+        return Piece(offset, bytes(self._recording.written[channel][offset : offset + programs.PIECE]))
+
+    async def write_stdin(self, offset: int, data: bytes, *, last: bool = False) -> None:
+        await trio.lowlevel.checkpoint()
+        recording = self._recording
+        if offset > recording.stdin:
+            raise OutOfRangeError(f"stdin has got {recording.stdin} bytes yet")
+        new = data[recording.stdin - offset :]
+        if self.stdin_closed:
+            return
+        if new:
+            recording.stdin += len(new)
+            await recording.process.send_stdin(new)
+        if last:
+            recording.stdin_closed = True
+            await recording.process.close_stdin()
+
+    def resize(self, size: TerminalSize) -> None:
+        self._recording.process.resize(size)
+
+    async def signal(self, number: int) -> None:
+        await trio.lowlevel.checkpoint()
+        process = self._recording.process
+        if number == programs.SIGTERM and process.exit_code is None:
+            process.program.terminated(process)
+        elif number == programs.SIGKILL:
+            process.exit(_KILLED)
+
+    async def kill(self) -> None:
+        await self._recording.process.kill()
+
+    async def _pump(self, channel: Channel, output: FakeOutput) -> None:
+        while data := await output.receive():
+            self._recording.written[channel] += data
+            self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+
+@define(eq=False)
 class FakeSandbox:
     """A sandbox of the fake driver."""
 
@@ -224,6 +345,9 @@ class FakeSandbox:
     """Whether its init runs."""
 
     processes: list[FakeProcess] = Factory(list)
+    recordings: dict[str, FakeRecording] = Factory(dict)
+    """Of its detached processes, by their names."""
+
     reason: str = ""
     """Why its init has ended."""
 
@@ -293,22 +417,29 @@ class FakeDriver:
     @asynccontextmanager
     async def process(self, sandbox_id: str, command: ExecSpec) -> AsyncIterator[FakeProcess]:
         await self._begin("process", sandbox_id)
-        sandbox = self._up(sandbox_id)
-        user = command.user or sandbox.spec.user or "root"
-        uid = int(user) if user.isdecimal() else _UIDS.get(user)
-        if uid is None:
-            raise InvalidArgumentError(f"there is no user {user!r} in sandbox {sandbox_id}")
-        program = self.programs.get(command.argv) or programs.find(command.argv)
-        process = FakeProcess(sandbox, command, uid, program, command.terminal)
-        if process.working_dir not in _DIRECTORIES:
-            raise InvalidArgumentError(f"there is no directory {process.working_dir} in sandbox {sandbox_id}")
-        sandbox.processes.append(process)
-        program.started(process)
+        process = self._start(sandbox_id, command)
         try:
             yield process
         finally:
             if process.exit_code is None:
                 process.die()
+
+    async def start_detached(self, sandbox_id: str, spec: DetachedSpec) -> FakeDetached:
+        await self._begin("start_detached", sandbox_id)
+        recordings = self._up(sandbox_id).recordings
+        if spec.name in recordings:
+            raise ConflictError(f"there is a process {spec.name} in sandbox {sandbox_id} already")
+        process = self._start(sandbox_id, spec.command, merged=spec.merged)
+        recording = recordings[spec.name] = FakeRecording(spec, process)
+        if not spec.stdin and not spec.command.terminal:
+            recording.stdin_closed = True
+            await process.close_stdin()
+        return FakeDetached(recordings[spec.name])
+
+    async def detached(self, sandbox_id: str) -> Sequence[FakeDetached]:
+        await self._begin("detached", sandbox_id)
+        sandbox = self.sandboxes.get(sandbox_id)
+        return [] if sandbox is None else [FakeDetached(recording) for recording in sandbox.recordings.values()]
 
     async def terminate(self, sandbox_id: str) -> None:
         await self._begin("terminate", sandbox_id)
@@ -353,6 +484,22 @@ class FakeDriver:
             await fault.wait()
         elif fault is not None:
             raise fault
+
+    def _start(self, sandbox_id: str, command: ExecSpec, *, merged: bool = False) -> FakeProcess:
+        sandbox = self._up(sandbox_id)
+        user = command.user or sandbox.spec.user or "root"
+        uid = int(user) if user.isdecimal() else _UIDS.get(user)
+        if uid is None:
+            raise InvalidArgumentError(f"there is no user {user!r} in sandbox {sandbox_id}")
+        program = self.programs.get(command.argv) or programs.find(command.argv)
+        process = FakeProcess(sandbox, command, uid, program, command.terminal)
+        if process.working_dir not in _DIRECTORIES:
+            raise InvalidArgumentError(f"there is no directory {process.working_dir} in sandbox {sandbox_id}")
+        if merged:
+            process.stderr = None
+        sandbox.processes.append(process)
+        program.started(process)
+        return process
 
     def _up(self, sandbox_id: str) -> FakeSandbox:
         sandbox = self.sandboxes.get(sandbox_id)

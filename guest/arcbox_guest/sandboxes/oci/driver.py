@@ -17,11 +17,14 @@ from attrs import define, evolve, field, frozen
 from arcbox_guest.child import PidFd
 from arcbox_guest.errors import ConflictError, GuestError, NotSupportedError, UnavailableError
 from arcbox_guest.network.addresses import Lease
+from arcbox_guest.sandboxes.detached import DEFAULT_KEPT
 from arcbox_guest.sandboxes.oci import bundle, cgroups, etc, hierarchies
 from arcbox_guest.sandboxes.oci.cgroups import CLIENTS, SandboxCgroups
+from arcbox_guest.sandboxes.oci.detached import Sessions
 from arcbox_guest.sandboxes.oci.images import Images
 from arcbox_guest.sandboxes.oci.mounts import Sources, Stage
 from arcbox_guest.sandboxes.oci.namespace import MountNamespace
+from arcbox_guest.sandboxes.oci.recording import Recorder
 from arcbox_guest.sandboxes.oci.runtime import Runtime
 from arcbox_guest.sandboxes.oci.sandbox import LiveSandbox
 from arcbox_guest.sandboxes.oci.trees import remove_tree
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
     from arcbox_guest.network.network import SandboxNetwork
+    from arcbox_guest.sandboxes.detached import DetachedProcess, DetachedSpec
     from arcbox_guest.sandboxes.driver import Process
     from arcbox_guest.sandboxes.model import ExecSpec, Spec, Statistics
     from arcbox_guest.sandboxes.oci.cgroups import ProcessGroup
@@ -62,9 +66,11 @@ class Equipment:
     namespace: MountNamespace
     runtime: Runtime
     images: Images
+    recorder: Recorder
     init: str
 
     def close(self) -> None:
+        self.recorder.close()
         self.namespace.close()
         self.runtime.close()
         os.close(self.unified)
@@ -91,6 +97,9 @@ class OciDriver:
 
     no_new_privileges: bool = False
     """Whether set-user-ID programs and file capabilities give nothing in them."""
+
+    kept: int = DEFAULT_KEPT
+    """Bytes that are kept of each channel of a detached process."""
 
     name: str = field(init=False, default="oci")
     _equipment: Equipment | None = field(init=False, default=None)
@@ -131,6 +140,13 @@ class OciDriver:
     async def process(self, sandbox_id: str, command: ExecSpec) -> AsyncIterator[Process]:
         async with self._find(sandbox_id).process(command) as process:
             yield process
+
+    async def start_detached(self, sandbox_id: str, spec: DetachedSpec) -> DetachedProcess:
+        return await self._find(sandbox_id).start_detached(spec, await self._sessions(sandbox_id))
+
+    async def detached(self, sandbox_id: str) -> Sequence[DetachedProcess]:
+        sessions = await self._sessions(sandbox_id)
+        return await self._in_thread(sessions.find)
 
     async def terminate(self, sandbox_id: str) -> None:
         await self._find(sandbox_id).terminate()
@@ -206,6 +222,7 @@ class OciDriver:
             namespace=namespace,
             runtime=Runtime(runtime, self._runtime_state, namespace),
             images=Images(self.data_dir / "images", namespace, self._storage),
+            recorder=Recorder(self.data_dir.resolve()),
             init=init,
         )
 
@@ -311,6 +328,19 @@ class OciDriver:
 
     def _cgroups(self, equipment: Equipment, sandbox_id: str) -> SandboxCgroups:
         return SandboxCgroups(equipment.hierarchies, self._cgroup, sandbox_id)
+
+    async def _sessions(self, sandbox_id: str) -> Sessions:
+        equipment, live = await self._equip(), self._live.get(sandbox_id)
+        return Sessions(
+            directory=self._directory(sandbox_id) / "sessions",
+            sandbox_id=sandbox_id,
+            runtime=equipment.runtime,
+            conmon=_find_tool("conmon", "conmon"),
+            recorder=equipment.recorder,
+            kept=self.kept,
+            group=self._cgroups(equipment, sandbox_id).group,
+            sandbox_is_ending=live.is_ending if live is not None else lambda: True,
+        )
 
     def _directory(self, sandbox_id: str) -> Path:
         return self.data_dir / "sandboxes" / sandbox_id

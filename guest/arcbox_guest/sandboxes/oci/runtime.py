@@ -53,6 +53,11 @@ class Runtime:
         """What is executed."""
         return self.path if self._sealed is None else self._sealed.path
 
+    @property
+    def state_arguments(self) -> list[str]:
+        """For calls by others, which execute `path`: the sealed program is gone when the agent is."""
+        return ["--root", str(self._state)]
+
     def close(self) -> None:
         """Call it no more."""
         if self._sealed is not None:

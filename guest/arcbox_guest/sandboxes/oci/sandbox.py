@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from arcbox_guest.child import PidFd
+    from arcbox_guest.sandboxes.detached import DetachedSpec
     from arcbox_guest.sandboxes.driver import Process
     from arcbox_guest.sandboxes.model import ExecSpec, Spec
     from arcbox_guest.sandboxes.oci.cgroups import ProcessGroup, SandboxCgroups
+    from arcbox_guest.sandboxes.oci.detached import DetachedSession, Sessions
     from arcbox_guest.sandboxes.oci.namespace import MountNamespace
     from arcbox_guest.sandboxes.oci.runtime import Runtime
 
@@ -118,6 +120,25 @@ class LiveSandbox:
             with trio.CancelScope(shield=True):  # a SIGKILL and some seconds at most
                 await process.close()
             self._left_behind = {left for left in (*self._left_behind, group) if not left.remove()}
+
+    async def start_detached(self, spec: DetachedSpec, sessions: Sessions) -> DetachedSession:
+        """Start a process that outlives the agent."""
+        self.check_alive()
+        configuration: bytes | lookup.CommandError
+        try:
+            configuration = await self._configuration(spec.command)
+        except lookup.CommandError as error:
+            configuration = error
+        self._started += 1
+        with self._blamed():
+            session = await trio.to_thread.run_sync(sessions.prepare, spec, self._started, configuration)
+            if isinstance(configuration, bytes):
+                try:
+                    await session.start(self._namespace)
+                except BaseException:
+                    session.discard()
+                    raise
+        return session
 
     async def _configuration(self, command: ExecSpec) -> bytes:
         """What the runtime is told of a process. Looks at the sandbox's files, whose storage may hang."""

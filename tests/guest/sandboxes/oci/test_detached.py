@@ -1,0 +1,173 @@
+"""Detached processes: what is kept of their output, whatever is killed meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from arcbox_guest.sandboxes.busybox import build
+from arcbox_guest.sandboxes.detached import Channel, DetachedSpec
+from arcbox_guest.sandboxes.model import ExecSpec, ResourceLimits, Spec
+from arcbox_guest.sandboxes.oci.driver import OciDriver
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from arcbox_guest.sandboxes.detached import DetachedProcess
+
+KEPT = 256 * 1024
+BLOCK = 4096
+NUMBERS = 400_000
+"""Of lines that a process counts: 2.6 MB, some ten times what is kept of it where that is bounded."""
+
+AGENT = """
+    import sys, trio
+    from pathlib import Path
+    from arcbox_guest.sandboxes.detached import DetachedSpec
+    from arcbox_guest.sandboxes.model import ExecSpec, ResourceLimits, Spec
+    from arcbox_guest.sandboxes.oci.driver import OciDriver
+
+    async def main():
+        driver = OciDriver(Path(sys.argv[1]))
+        limits = ResourceLimits(vcpus=1, memory_mib=64)
+        await driver.create(Spec(id="box", rootfs=sys.argv[2], limits=limits))
+        command = ExecSpec(argv=("sh", "-c", sys.argv[3]))
+        process = await driver.start_detached("box", DetachedSpec(name="counter", command=command, stdin=True))
+        print("started", flush=True)
+        await process.run()
+
+    trio.run(main)
+"""
+"""An agent that starts a process, and is killed then. Its arguments: data directory, root file system, script."""
+
+
+async def follow(process: DetachedProcess) -> None:
+    await process.run()
+
+
+@asynccontextmanager
+async def followed(process: DetachedProcess) -> AsyncIterator[DetachedProcess]:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(follow, process)
+        yield process
+        nursery.cancel_scope.cancel()
+
+
+async def everything(process: DetachedProcess, offset: int = 0) -> bytes:
+    data = b""
+    while (piece := await process.read(Channel.STDOUT, offset + len(data))).data:
+        assert piece.offset == offset + len(data)
+        data += piece.data
+    return data
+
+
+def recorder(data_dir: Path) -> int:
+    """The process id of the one recorder of a data directory: it has the log there open."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/fd/2"):
+        try:
+            if (
+                path.readlink() == data_dir / "recorder.log"
+                and b"recorder.py" in (path.parents[1] / "cmdline").read_bytes()
+            ):
+                found.append(int(path.parts[2]))
+        except OSError:
+            continue
+    (pid,) = found
+    return pid
+
+
+@pytest.fixture
+async def driver(tmp_path: Path) -> AsyncIterator[OciDriver]:
+    """A driver with a sandbox that is called box, and that keeps little."""
+    build(tmp_path / "rootfs")
+    driver = OciDriver(tmp_path / "data", kept=KEPT)
+    try:
+        limits = ResourceLimits(vcpus=1, memory_mib=64)
+        await driver.create(Spec(id="box", rootfs=str(tmp_path / "rootfs"), limits=limits))
+        yield driver
+    finally:
+        with trio.CancelScope(shield=True):
+            await driver.destroy("box")
+            await driver.close()
+
+
+def spec(script: str, *, stdin: bool = False) -> DetachedSpec:
+    return DetachedSpec(name="process", command=ExecSpec(argv=("sh", "-c", script)), stdin=stdin)
+
+
+async def test_the_oldest_output_goes_first_and_the_gap_has_its_true_offset(driver: OciDriver) -> None:
+    process = await driver.start_detached("box", spec(f"seq {NUMBERS}"))
+    await process.run()
+    written = b"".join(b"%d\n" % number for number in range(1, NUMBERS + 1))
+    assert process.length(Channel.STDOUT) == len(written)
+    oldest = await process.read(Channel.STDOUT, 0)
+    assert KEPT <= len(written) - oldest.offset <= KEPT + KEPT // 8 + BLOCK
+    assert await everything(process, oldest.offset) == written[oldest.offset :]
+    (file,) = driver.data_dir.rglob("sessions/process/stdout")
+    assert file.stat().st_blocks * 512 <= KEPT * 1.25
+
+
+async def test_a_recorder_that_is_killed_costs_no_output(driver: OciDriver) -> None:
+    half = b"".join(b"%d\n" % number for number in range(1, 100_001))  # more than a pipe takes: it ends after the next
+    script = "seq 100000; cat; seq 100000; exit 7"
+    async with followed(await driver.start_detached("box", spec(script, stdin=True))) as process:
+        assert (await process.read(Channel.STDOUT, 0)).data
+        os.kill(recorder(driver.data_dir), signal.SIGKILL)  # with it, its stdin ends
+        with trio.fail_after(30):
+            ended = await process.wait()
+        oldest = (await process.read(Channel.STDOUT, 0)).offset
+        assert await everything(process, oldest) == (half * 2)[oldest:]
+        assert process.length(Channel.STDOUT) == len(half * 2)
+        assert ended.code == 7
+
+
+async def test_an_agent_that_is_killed_leaves_its_process_running_and_its_output_whole(tmp_path: Path) -> None:
+    build(tmp_path / "rootfs")
+    arguments = [str(tmp_path / "data"), str(tmp_path / "rootfs"), "seq 200000; read go; seq 200000; exit 7"]
+    driver = OciDriver(tmp_path / "data")
+    try:
+        command = [sys.executable, "-c", textwrap.dedent(AGENT), *arguments]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as agent:  # noqa: S603, ASYNC220  ours
+            assert agent.stdout is not None
+            assert await trio.to_thread.run_sync(agent.stdout.readline) == b"started\n"
+            agent.kill()
+        (process,) = await driver.detached("box")
+        async with followed(process):
+            half = b"".join(b"%d\n" % number for number in range(1, 200_001))
+            first = b""
+            while len(first) < len(half):
+                first += (await process.read(Channel.STDOUT, len(first))).data
+            assert first == half
+            await process.write_stdin(0, b"go\n")
+            assert await everything(process, len(half)) == half
+            assert (await process.wait()).code == 7
+    finally:
+        with trio.CancelScope(shield=True):
+            await driver.destroy("box")
+            await driver.close()
+
+
+async def test_a_process_whose_agent_was_killed_before_it_was_started_has_not_been_started(
+    driver: OciDriver, tmp_path: Path
+) -> None:
+    process = await driver.start_detached("box", spec("true"))
+    await process.run()
+    (directory,) = driver.data_dir.rglob("sessions/process")
+    for name in ("conmon", "exit.json", "pid", "exit/box"):
+        (directory / name).unlink()
+    (found,) = await driver.detached("box")
+    ended = await found.run()
+    assert ended.code == 126
+    assert "agent was killed" in ended.error
+    assert json.loads((directory / "exit.json").read_bytes())["code"] == 126
