@@ -104,6 +104,18 @@ class CachedFiles:
         return self._is_local[status.mount]
 
 
+def is_local_and_cached(path: bytes) -> bool:
+    """Whether what a path leads to is known to the kernel, and of a local file system. Never waits for storage."""
+    handle = _open_cached(path)
+    if handle is None:
+        return False
+    try:
+        status = _status(handle, _STATX_MNT_ID)
+        return status is not None and _kind_of_mount(status.mount) in _LOCAL
+    finally:
+        os.close(handle)
+
+
 def _kind_of_mount(mount: int) -> str:
     """The type of the file system of a mount; empty for one that is not seen from here. See proc_pid_mountinfo(5)."""
     for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n"):

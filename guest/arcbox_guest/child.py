@@ -145,12 +145,12 @@ class Child:
         _end(self._process)
         self._pidfd.discard()
 
-    async def close(self) -> None:
-        """Kill its process group if it has not ended, and forget it."""
+    async def close(self, patience: float = _REAPING) -> None:
+        """Kill its process group if it has not ended, wait for so many seconds, and forget it."""
         if not self.ended():
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-            with trio.move_on_after(_REAPING, shield=True):
+            with trio.move_on_after(patience, shield=True):
                 await self.wait()
         self._pidfd.close()
 

@@ -37,12 +37,13 @@ async def relay(process: Process, stream: ReplyStream) -> int:
 
     Raises:
         trio.BrokenResourceError: the peer is gone.
+        GuestError: the process could not be waited for; as `Process.wait` says it.
     """
     pumps = [_Pump(_STDOUT, process.stdout, stream)]
     if process.stderr is not None:
         pumps.append(_Pump(_STDERR, process.stderr, stream))
     exit_code = 0
-    gone = False
+    failure: Exception | None = None
     try:
         async with trio.open_nursery() as input_:
             input_.start_soon(_feed, process, stream)
@@ -56,10 +57,18 @@ async def relay(process: Process, stream: ReplyStream) -> int:
                     pump.finish()
             input_.cancel_scope.cancel()
     except* trio.BrokenResourceError:
-        gone = True
-    if gone:
-        raise trio.BrokenResourceError("the peer is gone")
+        failure = trio.BrokenResourceError("the peer is gone")
+    except* Exception as failed:  # noqa: BLE001  raised below
+        failure = failure or _first(failed)
+    if failure is not None:
+        raise failure
     return exit_code
+
+
+def _first(failed: ExceptionGroup[Exception]) -> Exception:
+    """The error that ended the others' tasks: the peer is told of one."""
+    error = failed.exceptions[0]
+    return _first(error) if isinstance(error, ExceptionGroup) else error
 
 
 @define(eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import tempfile
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -63,12 +64,14 @@ class Machine:
         return [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(self.directory) in line]
 
     def mounts_of_driver(self) -> int:
-        """How many of its sandboxes show in the mount namespace of the agent's driver, whose threads live in it."""
+        """How many of its sandboxes show in the mount namespace of the agent's driver."""
         found = 0
-        for thread in self.process.threads():
-            with suppress(FileNotFoundError):  # it has ended
-                lines = Path(f"/proc/{self.process.pid}/task/{thread.id}/mountinfo").read_text().splitlines()
-                found = max(found, sum(str(self.directory) in line for line in lines))
+        for fd in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # it has been closed
+                if str(fd.readlink()).startswith("mnt:["):
+                    show = ["nsenter", f"--mount={fd}", "cat", "/proc/self/mountinfo"]
+                    lines = subprocess.run(show, check=True, capture_output=True, text=True).stdout.splitlines()  # noqa: S603  ours
+                    found += sum(str(self.directory) in line for line in lines)
         return found
 
     def cgroups(self) -> list[Path]:

@@ -8,6 +8,7 @@ import pytest
 import trio
 from attrs import define, field
 
+from arcbox_guest.errors import TimedOutError
 from arcbox_handlers._process_relay import relay
 from arcbox_protocol import Frame, MessageType, sandbox_v1
 
@@ -121,6 +122,20 @@ async def test_a_peer_that_is_gone_is_told_of_by_one_plain_error(autojump_clock:
     with pytest.raises(trio.BrokenResourceError):
         await relay(process, gone)
     assert trio.current_time() < 100
+
+
+@define(eq=False)
+class HangingProcess(StubProcess):
+    """Its runtime hangs, as `Process.wait` says."""
+
+    async def wait(self) -> int:
+        await trio.sleep(1)
+        raise TimedOutError("the OCI runtime did not start the process in time")
+
+
+async def test_what_goes_wrong_is_told_in_its_own_words(autojump_clock: MockClock) -> None:
+    with pytest.raises(TimedOutError, match="the OCI runtime did not start the process in time"):
+        await relay(HangingProcess(LateOutput(5.0)), StubStream())
 
 
 async def test_a_process_hears_nothing_after_the_end_of_its_stdin(autojump_clock: MockClock) -> None:

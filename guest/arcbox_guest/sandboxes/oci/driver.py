@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import trio
 from attrs import define, evolve, field, frozen
 
+from arcbox_guest import storage_probe
 from arcbox_guest.child import PidFd
 from arcbox_guest.errors import ConflictError, GuestError, NotSupportedError, UnavailableError
 from arcbox_guest.network.addresses import Lease
@@ -227,6 +228,8 @@ class OciDriver:
         )
 
     async def _create_from(self, equipment: Equipment, spec: Spec) -> None:
+        with _translated(f"the storage of sandbox {spec.id} can't be asked"):
+            await storage_probe.until_it_answers([spec.rootfs, *(bind.source for bind in spec.mounts)])
         sources = await trio.to_thread.run_sync(
             Sources.open, spec.rootfs, spec.mounts, limiter=self._storage, abandon_on_cancel=True
         )
