@@ -21,6 +21,7 @@ from arcbox_guest.runtime.runtime import ContainerRuntime, RuntimeConfig
 from arcbox_guest.sandboxes.events import EventHub
 from arcbox_guest.sandboxes.manager import Defaults, SandboxManager
 from arcbox_guest.sandboxes.on_demand import OnDemandDriver
+from arcbox_guest.sandboxes.ownership import DataDirectory
 from arcbox_guest.sandboxes.records import Records
 from arcbox_guest.system import System
 
@@ -115,4 +116,5 @@ def _sandbox_manager(settings: Sandbox, network: SandboxNetwork | None, images: 
         Defaults(rootfs=settings.rootfs, vcpus=settings.default_vcpus, memory_mib=settings.default_memory_mib),
         network=network,
         images=images,
+        data=DataDirectory(data_dir),
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
+from arcbox_guest.log_fields import log_fields
 from arcbox_protocol import EXCHANGES
 
 if TYPE_CHECKING:
@@ -22,11 +23,12 @@ current_request: ContextVar[Frame | None] = ContextVar("current_request", defaul
 
 
 def request_fields() -> dict[str, str]:
-    """The fields that a log record gets from where it was written: peer, request type, trace id."""
+    """The fields that a log record gets from where it was written: the guest's own; peer, request type, trace id."""
+    fields = dict(log_fields.get() or {})
     peer = current_peer.get()
     if peer is None:
-        return {}
-    fields = {"peer": peer}
+        return fields
+    fields["peer"] = peer
     request = current_request.get()
     if request is not None:
         exchange = EXCHANGES.get(request.type)

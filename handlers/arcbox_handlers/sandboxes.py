@@ -100,7 +100,7 @@ def _info(sandbox: Sandbox) -> sandbox_v1.SandboxInfo:
         ready_at=int(sandbox.ready_at),
         last_exited_at=int(sandbox.last_exited_at),
         last_exit_code=sandbox.last_exit_code,
-        error=sandbox.error,
+        error=sandbox.error or sandbox.last_error,
     )
 
 

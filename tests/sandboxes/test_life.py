@@ -9,9 +9,18 @@ import psutil
 import pytest
 import trio
 
-from arcbox_client.errors import BadRequestError, ConflictError, ConnectionLostError, NotFoundError, NotSupportedError
+from arcbox_client.errors import (
+    BadRequestError,
+    ConflictError,
+    ConnectionLostError,
+    NotFoundError,
+    NotSupportedError,
+    UnavailableError,
+)
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from arcbox_client import AgentClient
     from arcbox_client._agent_process import RunningAgent
     from tests.sandboxes.conftest import Machine
@@ -68,14 +77,62 @@ async def test_requests_that_make_no_sense_are_told_so(machine: Machine, client:
             await client.sandbox_remove("box")
 
 
-async def test_a_sandbox_that_can_not_be_made_fails_with_the_reason(machine: Machine, client: AgentClient) -> None:
+async def test_what_can_not_be_is_refused_and_leaves_nothing(machine: Machine, client: AgentClient) -> None:
+    for refused in (
+        client.sandbox_create("box", rootfs="/not/there"),
+        client.sandbox_create("box", rootfs="/etc/passwd"),
+        client.sandbox_create("box", mounts=[("/not/there", "/mnt")]),
+        client.sandbox_create("box", user="nemo"),
+    ):
+        with pytest.raises(BadRequestError, match=r"/not/there|no image|nemo"):
+            await refused
+    assert list((await client.sandbox_list()).sandboxes) == []
+    assert machine.leftovers() == []
+    await client.sandbox_remove("box", force=True)
+
+
+async def test_a_sandbox_that_can_not_be_made_fails_with_the_reason(
+    machine: Machine, client: AgentClient, tmp_path: Path
+) -> None:
+    (tmp_path / "image").write_bytes(b"hsqs but no squashfs")
     async with client.sandbox_events("box", action="failed") as events:
-        await client.sandbox_create("box", rootfs="/not/there")
+        await client.sandbox_create("box", rootfs=str(tmp_path / "image"))
         event = await anext(events)
-    assert "/not/there" in event.attributes["error"]
-    assert "/not/there" in (await client.sandbox_inspect("box")).error
+    assert "can't be mounted" in event.attributes["error"]
+    assert "can't be mounted" in (await client.sandbox_inspect("box")).error
     await client.sandbox_remove("box")
     assert machine.leftovers() == []
+
+
+async def test_events_and_inspect_tell_why_a_process_was_killed_or_not_started(
+    machine: Machine, client: AgentClient
+) -> None:
+    await machine.ready(client, "box", cmd=["daemon"])
+    await machine.until(client, "box", "ready")
+    assert "daemon: not found" in (await client.sandbox_inspect("box")).error
+    hog = ["sh", "-c", "tail /dev/zero"]
+    for command, timeout, reason in ((hog, 0, "oom"), (["sleep", "1000"], 1, "timeout")):
+        async with client.sandbox_events("box", action="idle") as events:
+            async with client.sandbox_exec("box", command, timeout=timeout) as session:
+                assert await session.wait() == 137
+            with trio.fail_after(20):
+                assert (await anext(events)).attributes == {"exit_code": "137", "reason": reason}
+        assert (await client.sandbox_inspect("box")).error.startswith(f"{reason}: ")
+
+
+async def test_a_second_agent_leaves_the_sandboxes_of_the_first_one_alone(machine: Machine) -> None:
+    with machine.running():
+        async with machine.client() as first:
+            await machine.ready(first, "box")
+            async with first.sandbox_exec("box", ["cat"]) as session:
+                with machine.running() as other:
+                    async with machine.client() as second:
+                        assert (await second.ping()).message == "pong"
+                        with pytest.raises(UnavailableError, match="one agent per data directory"):
+                            await second.sandbox_list()
+                    assert other.log.count("sandboxes are not available") == 1
+                await session.send_stdin(b"still here\n")
+                assert (await anext(session)).data == b"still here\n"
 
 
 async def test_a_sandbox_goes_when_its_time_is_up(machine: Machine, client: AgentClient) -> None:

@@ -51,8 +51,11 @@ class Say(Program):
     text: Callable[[FakeProcess], str] = lambda _process: ""
     exit_code: int = 0
     errors: str = ""
+    runs: bool = True
+    """Whether it could be executed."""
 
     def started(self, process: FakeProcess) -> None:
+        process.failure = "" if self.runs else self.errors.strip()
         process.write(self.text(process).encode())
         process.write_error(self.errors.encode())
         process.exit(self.exit_code)
@@ -176,8 +179,8 @@ def find(argv: tuple[str, ...]) -> Program:
         case ("sh", "-c", script) if script in SCRIPTS:
             return SCRIPTS[script]
         case ("/etc/passwd", *_):
-            return Say(exit_code=126, errors="/etc/passwd: permission denied\n")
+            return Say(exit_code=126, errors="/etc/passwd: permission denied\n", runs=False)
         case (name, *_) if name in BY_NAME:
             return BY_NAME[name]
         case _:
-            return Say(exit_code=127, errors=f"{argv[0]}: not found\n")
+            return Say(exit_code=127, errors=f"{argv[0]}: not found\n", runs=False)

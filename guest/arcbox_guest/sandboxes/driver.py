@@ -39,6 +39,10 @@ class Process(Protocol):
     def stderr(self) -> OutputStream | None:
         """None with a terminal."""
 
+    @property
+    def failure(self) -> str:
+        """Why it could not be executed, for people: its command was not found, say. Empty for one that was."""
+
     async def send_stdin(self, data: bytes) -> None:
         """Write to its stdin; waits while it does not read.
 
@@ -68,6 +72,14 @@ class Driver(Protocol):
     @property
     def name(self) -> str:
         """For settings, records and the log."""
+
+    async def check(self, spec: Spec) -> None:
+        """Find out, without making anything, what would keep a sandbox from being created.
+
+        Raises:
+            InvalidArgumentError: no such root file system, source of a mount, or user. Not everything can be known.
+            NotSupportedError: this machine, or this driver, can't do that.
+        """
 
     async def create(self, spec: Spec) -> None:
         """Make a sandbox, and return when processes can run in it. `spec` is complete: no defaults are left to fill in.
@@ -127,6 +139,9 @@ class Driver(Protocol):
         Raises:
             UnavailableError: its init is gone.
         """
+
+    def out_of_memory_kills(self, sandbox_id: str) -> int:
+        """How many processes its memory limit has cost a sandbox; 0 when that can't be found out. Does not wait."""
 
     async def existing(self) -> Sequence[str]:
         """The ids of the sandboxes of which anything is left on this machine, those of a former agent too."""

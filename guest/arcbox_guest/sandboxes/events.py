@@ -32,7 +32,8 @@ class Event:
     """Unix time, in nanoseconds."""
 
     attributes: Mapping[str, str] = Factory(dict)
-    """`exit_code` with IDLE, `error` with FAILED."""
+    """`exit_code` with IDLE, `error` with FAILED. `reason` (a `Reason`) with IDLE, STOPPING and REMOVED, where
+    something was killed; `error` with IDLE where the process could not be started."""
 
 
 @define(eq=False)

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Final
 import trio
 from attrs import define, evolve, field
 
-from arcbox_guest.errors import GuestError, NotSupportedError, TimedOutError, UnavailableError
+from arcbox_guest.errors import ConflictError, GuestError, NotSupportedError, TimedOutError, UnavailableError
+from arcbox_guest.log_fields import log_fields
 from arcbox_guest.sandboxes import states
-from arcbox_guest.sandboxes.model import Action, ExecSpec, State
+from arcbox_guest.sandboxes.model import Action, ExecSpec, Reason, State
 from arcbox_guest.sandboxes.outcome import Outcome
-from arcbox_guest.sandboxes.workload import KILLED, NOT_STARTED, TrackedProcess, Workload
+from arcbox_guest.sandboxes.workload import KILLED, NOT_STARTED, End, TrackedProcess, Workload
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from arcbox_guest.sandboxes.events import EventHub
     from arcbox_guest.sandboxes.model import Sandbox
     from arcbox_guest.sandboxes.records import Records
+    from arcbox_guest.sandboxes.times import Times
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,9 @@ _BETWEEN_RECORDS: Final = 1.0
 
 _EXPIRED_AGAIN: Final = 60.0
 """Seconds after which it is tried again to remove a sandbox whose time is up, where that has failed."""
+
+_IDLE_PATIENCE: Final = 0.5
+"""Seconds in which the kernel lets go of the processes of a sandbox that have ended."""
 
 _LAST_RECORD: Final = 2.0
 """Seconds that the last record may take when the agent ends."""
@@ -56,7 +61,7 @@ class Life:
     _driver: Driver
     _events: EventHub
     _records: Records
-    _now_ns: Callable[[], int]
+    _times: Times
     _forget: Callable[[str], object]
     """Called when the sandbox has been removed, with its id."""
 
@@ -71,6 +76,9 @@ class Life:
     """For what goes on beside the task; None before and after."""
 
     _workloads: int = field(init=False, default=0)
+    _out_of_memory_kills: int = field(init=False, default=0)
+    """Those that are accounted for."""
+
     _over: trio.Event = field(init=False, factory=trio.Event)
     """Set when nothing more can run in it."""
 
@@ -86,10 +94,17 @@ class Life:
     _stopped: Outcome = field(init=False, factory=Outcome)
     _removed: Outcome = field(init=False, factory=Outcome)
     _removal_wanted: trio.Event = field(init=False, factory=trio.Event)
+    _removal_reason: Reason | None = field(init=False, default=None)
+    """Why what ran in it was killed; None while it was not."""
 
     @property
     def id(self) -> str:
         return self.sandbox.id
+
+    def current(self) -> Sandbox:
+        """What is known of it, with its times as the clock now would have shown them."""
+        self.sandbox = self._times.restated(self.sandbox)
+        return self.sandbox
 
     def begin(self) -> None:
         """Tell that there is a new sandbox."""
@@ -107,12 +122,13 @@ class Life:
 
     async def run(self) -> None:
         """Live, until the sandbox has been removed."""
+        log_fields.set({"sandbox": self.id})
         try:
             while not await self._lived():
                 pass
             await self._records.delete(self.id)
             await self._release_lease()
-            self._become(Action.REMOVED)
+            self._become(Action.REMOVED, self._removal_attributes())
             self._forget(self.id)
             self._stopped.settle()
             self._removed.settle()
@@ -151,19 +167,24 @@ class Life:
                 self._working.cancel()
         await self._stopped.wait()
 
-    async def remove(self, *, force: bool) -> None:
+    async def remove(self, *, force: bool, reason: Reason = Reason.REMOVED) -> None:
         """End all that runs in it, and remove what there is of it.
 
         Args:
-            force: whether it may be running; a stop that is under way is not waited for either.
+            force: whether processes may be running; a stop that is under way is not waited for either.
+            reason: why they are killed.
 
         Raises:
-            ConflictError: it is running, and that without `force`.
+            ConflictError: processes are running, and that without `force`.
             GuestError: it could not be removed.
         """
         states.check_may_remove(self.sandbox, force=force)
+        if not force and self.sandbox.state is State.READY:
+            await self._check_idle()
         if self.sandbox.state in states.LIVE:
-            self._become(Action.STOPPING)
+            if force:
+                self._removal_reason = reason
+            self._become(Action.STOPPING, self._removal_attributes())
             self._working.cancel()
             self._grace.cancel()
         elif force:
@@ -190,17 +211,20 @@ class Life:
         Raises:
             GuestError: what `Driver.process` raises.
         """
-        exit_code = NOT_STARTED
+        end = End(NOT_STARTED)
         try:
             async with self._driver.process(self.id, command) as process:
                 if self._nursery is None or self.sandbox.state not in states.LIVE:
                     raise UnavailableError(f"sandbox {self.id} ended while the process was started in it")
-                exit_code = KILLED
-                tracked = TrackedProcess(process, workload)
-                self._nursery.start_soon(tracked.watch, command.timeout)
+                end = End(KILLED)
+                tracked = TrackedProcess(process, workload, command.timeout, self._out_of_memory)
+                self._nursery.start_soon(tracked.watch)
                 yield tracked
+        except GuestError as error:
+            end = End(end.exit_code, error=str(error))
+            raise
         finally:
-            workload.end(exit_code)
+            workload.end(end)
 
     async def _lived(self) -> bool:
         """Live until the sandbox is destroyed; False after an error that nobody foresaw, which is no reason to die."""
@@ -250,7 +274,7 @@ class Life:
             self._fail(str(error))
             await self._attempt("cleared away", self._destroy)
             return
-        self.sandbox = evolve(self.sandbox, ready_at=self._now())
+        self.sandbox = evolve(self.current(), ready_at=self._times.now())
         self._become(Action.READY)
         if self.sandbox.spec.cmd:
             nursery.start_soon(self._initial_command, self.admit(states.READY))
@@ -313,14 +337,23 @@ class Life:
         except Exception:
             log.exception("initial command lost", extra={"sandbox": self.id})
 
-    async def _expire(self) -> None:
-        ttl = self.sandbox.spec.ttl
-        if not ttl:
+    async def _check_idle(self) -> None:
+        """Raises ConflictError: processes that were left behind run in it."""
+        with trio.move_on_after(_IDLE_PATIENCE):
+            await self._attempt("found idle", partial(self._driver.idle, self.id))
             return
-        await trio.sleep(max(0.0, self.sandbox.created_at + ttl - self._now()))
+        raise ConflictError(
+            f"{states.describe(self.sandbox)}, but processes that were left behind run in it: stop it first, or remove"
+            " it by force"
+        )
+
+    async def _expire(self) -> None:
+        if not self.sandbox.expires_at:
+            return
+        await trio.sleep(max(0.0, self.current().expires_at - self._times.now()))
         while True:  # until it is removed: that ends this task
             try:
-                await self.remove(force=True)
+                await self.remove(force=True, reason=Reason.EXPIRED)
             except GuestError as error:
                 log.warning("expired sandbox not removed", extra={"sandbox": self.id, "reason": str(error)})
             await trio.sleep(_EXPIRED_AGAIN)
@@ -379,14 +412,33 @@ class Life:
         self._removal_wanted = trio.Event()
         removed.settle(error)
 
-    def _workload_ended(self, exit_code: int) -> None:
+    def _workload_ended(self, end: End) -> None:
         self._workloads -= 1
         if self._over.is_set() and self.sandbox.state in states.LIVE:
             return
-        self.sandbox = evolve(self.sandbox, last_exited_at=self._now(), last_exit_code=exit_code)
+        self.sandbox = evolve(
+            self.current(), last_exited_at=self._times.now(), last_exit_code=end.exit_code, last_error=end.error
+        )
         self._changed.set()
         if self._workloads == 0 and self.sandbox.state is State.RUNNING:
-            self._become(Action.IDLE, {"exit_code": str(exit_code)})
+            attributes = {"exit_code": str(end.exit_code)}
+            if end.reason is not None:
+                attributes["reason"] = end.reason
+            elif end.error:
+                attributes["error"] = end.error
+            self._become(Action.IDLE, attributes)
+
+    def _out_of_memory(self) -> End | None:
+        """How a process ended that was killed, if the memory limit explains it."""
+        known, self._out_of_memory_kills = self._out_of_memory_kills, self._driver.out_of_memory_kills(self.id)
+        if self._out_of_memory_kills <= known:
+            return None
+        limit = self.sandbox.spec.limits.memory_mib
+        error = f"{Reason.OUT_OF_MEMORY}: the memory limit of the sandbox, {limit} MiB, was reached"
+        return End(KILLED, Reason.OUT_OF_MEMORY, error)
+
+    def _removal_attributes(self) -> Mapping[str, str]:
+        return {"reason": self._removal_reason} if self._removal_reason else {}
 
     def _fail(self, reason: str) -> None:
         self.sandbox = evolve(self.sandbox, error=reason)
@@ -404,6 +456,3 @@ class Life:
     def _tell(self, action: Action, attributes: Mapping[str, str] | None = None) -> None:
         self._changed.set()
         self._events.publish(self.id, action, attributes)
-
-    def _now(self) -> float:
-        return self._now_ns() / 1e9

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextvars
 import logging
 import re
-import time
 import uuid
 from contextlib import asynccontextmanager
+from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Final
 
 import trio
-from attrs import define, evolve, field, frozen
+from attrs import Factory, define, evolve, field, frozen
 
 from arcbox_guest.errors import (
     ConflictError,
@@ -28,15 +27,17 @@ from arcbox_guest.sandboxes import states
 from arcbox_guest.sandboxes.life import PATIENCE, Life
 from arcbox_guest.sandboxes.model import NetworkMode, ResourceLimits, Sandbox, Spec, State
 from arcbox_guest.sandboxes.outcome import Outcome
+from arcbox_guest.sandboxes.times import Times
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from arcbox_guest.images.store import ImageStore
     from arcbox_guest.network.network import SandboxNetwork
     from arcbox_guest.sandboxes.driver import Driver, Process
     from arcbox_guest.sandboxes.events import EventHub, Subscription
     from arcbox_guest.sandboxes.model import Action, ExecSpec, Statistics
+    from arcbox_guest.sandboxes.ownership import DataDirectory
     from arcbox_guest.sandboxes.records import Records
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,12 @@ _CLOSING_PATIENCE: Final = 5.0
 
 _OPENING_PATIENCE: Final = 10.0
 """Seconds for which requests wait for `run` to have found out what a former agent left."""
+
+_CHECKING_PATIENCE: Final = 5.0
+"""Seconds that the driver has to find out whether a sandbox can be: storage may hang."""
+
+_CLAIMED_AGAIN: Final = 0.5
+"""Seconds after which it is tried again to have the data directory, while another agent has it."""
 
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
@@ -99,11 +106,13 @@ class SandboxManager:
     _records: Records
     _events: EventHub
     _defaults: Defaults
-    _now_ns: Callable[[], int] = time.time_ns
+    _times: Times = Factory(Times)
     _network: SandboxNetwork | None = field(default=None, kw_only=True)
     """None where sandboxes have loopback only."""
 
     _images: ImageStore | None = field(default=None, kw_only=True)
+    _data: DataDirectory | None = field(default=None, kw_only=True)
+    """What no other agent may use meanwhile; None where nobody else could."""
 
     _lives: dict[str, Life] = field(init=False, factory=dict)
     """By id, in the order of their creation."""
@@ -111,12 +120,20 @@ class SandboxManager:
     _nursery: trio.Nursery | None = field(init=False, default=None)
     """Where they are lived; None while `run` does not run, or has not yet read the records."""
 
+    _context: Context = field(init=False, factory=copy_context)
+    """Of the service: a sandbox outlives the request that creates it, and logs nothing for it."""
+
+    _claiming: trio.Lock = field(init=False, factory=trio.Lock)
+    _not_ours: UnavailableError | None = field(init=False, default=None)
+    """What requests get while another agent has the data directory."""
+
     _loaded: Outcome = field(init=False, factory=Outcome)
     _swept: Outcome = field(init=False, factory=Outcome)
     """Settled when it is known what a former agent left on the machine."""
 
     async def run(self) -> None:
         """Be the service behind all the other methods, until cancelled."""
+        self._context = copy_context()
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -127,39 +144,49 @@ class SandboxManager:
                     self._nursery = None  # before it closes, and turns who starts something there into an error
         finally:
             self._lives.clear()
-            self._close()
+            self._refuse(UnavailableError("sandboxes are not available: the agent is ending, or its log says why"))
             with trio.move_on_after(_CLOSING_PATIENCE, shield=True):
                 await self._driver.close()
+            if self._data is not None:
+                self._data.release()
 
     async def opened(self) -> None:
         """Wait until `get` and `list` know of all sandboxes: some milliseconds from the start of `run`.
 
         Raises:
-            UnavailableError: it takes too long.
+            UnavailableError: it takes too long, or another agent has the data directory.
         """
-        await _wait_for(self._loaded)
+        await self._wait_for(self._loaded)
 
     async def create(self, spec: Spec) -> Sandbox:
         """Begin a sandbox, whose state is starting; events tell how it goes on. An empty id asks for a new one.
 
         Raises:
-            InvalidArgumentError: no sandbox can be so.
+            InvalidArgumentError: no sandbox can be so, as far as that can be known before it is tried.
             ConflictError: there is one with that id.
             NotSupportedError: it asks for a network, and sandboxes have none here.
-            UnavailableError: the agent is not that far yet, or all addresses are in use.
+            UnavailableError: the agent is not that far yet, or another one has the data directory, or all addresses are
+                in use.
+            TimedOutError: the storage of what it shall be made of does not answer.
         """
         if spec.id and not _ID.fullmatch(spec.id):
             raise InvalidArgumentError(
                 f"{spec.id[:80]!r} is no sandbox id: 1 to 64 letters, digits, '_', '.' and '-', first a letter or digit"
             )
         spec = self._defaults.fill(spec)
-        await _wait_for(self._swept)
-        if spec.id in self._lives:
-            raise ConflictError(f"sandbox {spec.id} exists already: remove it first, or choose another id")
+        await self._wait_for(self._swept)
+        self._check_new(spec.id)
         if spec.image:
             self._check_image(spec.image)
+        await self._check(spec)
+        await self._claim()
+        self._check_new(spec.id)  # others may have been created meanwhile
         spec = self._with_lease(spec)
-        life = self._life(Sandbox(spec=spec, state=State.STARTING, created_at=self._now()))
+        now = self._times.now()
+        expires_at = now + spec.ttl if spec.ttl else 0.0
+        life = self._life(
+            self._times.restated(Sandbox(spec=spec, state=State.STARTING, created_at=now, expires_at=expires_at))
+        )
         self._start(life)
         life.begin()
         return life.sandbox
@@ -172,7 +199,7 @@ class SandboxManager:
             UnavailableError: the agent is not that far yet.
         """
         self._check_loaded()
-        return self._find(sandbox_id).sandbox
+        return self._find(sandbox_id).current()
 
     def list(self, state: State | None = None, labels: Mapping[str, str] | None = None) -> Sequence[Sandbox]:
         """The sandboxes that are in a state, or in any, and that have all of some labels; the oldest first.
@@ -183,7 +210,7 @@ class SandboxManager:
         self._check_loaded()
         wanted = (labels or {}).items()
         return [
-            life.sandbox
+            life.current()
             for life in self._lives.values()
             if state in (None, life.sandbox.state) and wanted <= life.sandbox.spec.labels.items()
         ]
@@ -202,15 +229,18 @@ class SandboxManager:
         await self._find(sandbox_id).stop(grace)
 
     async def remove(self, sandbox_id: str, *, force: bool) -> None:
-        """Remove a sandbox and all that belongs to it; with `force` even while something runs in it.
+        """Remove a sandbox and all that belongs to it.
+
+        With `force` even while something runs in it; one that is not there is removed already.
 
         Raises:
-            NotFoundError: there is none with that id.
+            NotFoundError: there is none with that id, and that without `force`.
             ConflictError: something runs in it.
             GuestError: it could not be removed. It can be tried again.
         """
         await self.opened()
-        await self._find(sandbox_id).remove(force=force)
+        if not force or sandbox_id in self._lives:
+            await self._find(sandbox_id).remove(force=force)
 
     async def stop_all(self, grace: float = _SHUTDOWN_GRACE) -> None:
         """Stop all sandboxes that are not stopped yet, and log what can't be.
@@ -277,7 +307,7 @@ class SandboxManager:
             driver=self._driver,
             events=self._events,
             records=self._records,
-            now_ns=self._now_ns,
+            times=self._times,
             forget=self._lives.pop,
             leftover=leftover,
             network=self._network,
@@ -311,10 +341,58 @@ class SandboxManager:
         if self._nursery is None:
             raise UnavailableError("the agent is ending: no sandbox can be created any more")
         self._lives[life.id] = life
-        # In a context of its own: what a sandbox does later is not the request's that created it, as the log has it.
-        contextvars.Context().run(self._nursery.start_soon, life.run)
+        self._context.run(self._nursery.start_soon, life.run)
+
+    def _check_new(self, sandbox_id: str) -> None:
+        if sandbox_id in self._lives:
+            raise ConflictError(f"sandbox {sandbox_id} exists already: remove it first, or choose another id")
+
+    async def _check(self, spec: Spec) -> None:
+        with trio.move_on_after(_CHECKING_PATIENCE):
+            await self._driver.check(spec)
+            return
+        raise TimedOutError(
+            f"what sandbox {spec.id} shall be made of could not be looked at in {_CHECKING_PATIENCE:.0f} seconds"
+        )
+
+    async def _claim(self) -> None:
+        """Make the data directory this agent's, if it is not yet: it is made for the first sandbox.
+
+        Raises:
+            UnavailableError: another agent was faster.
+            GuestError: it can't be used.
+        """
+        if self._data is None:
+            return
+        async with self._claiming:
+            if self._data.claimed:
+                return
+            try:
+                await self._data.claim(make=True)
+            except OSError as error:
+                raise GuestError(f"the data directory {self._data.path} can't be used: {error.strerror}") from error
+            await self._find_what_is_left()  # by an agent that made it meanwhile, and has ended
 
     async def _open(self) -> None:
+        await self._claim_patiently()
+        await self._find_what_is_left()
+
+    async def _claim_patiently(self) -> None:
+        """Wait until no other agent has the data directory. A former one may be about to end."""
+        while self._data is not None:
+            try:
+                await self._data.claim(make=False)
+            except UnavailableError as error:
+                if self._not_ours is None:
+                    log.error("sandboxes are not available", extra={"reason": str(error)})  # noqa: TRY400  the reason says all
+                self._not_ours = error
+                self._refuse(error)
+                await trio.sleep(_CLAIMED_AGAIN)
+            else:
+                break
+        self._not_ours = None
+
+    async def _find_what_is_left(self) -> None:
         for sandbox in await self._records.load():
             self._take_over(sandbox)
         self._loaded.settle()
@@ -322,11 +400,23 @@ class SandboxManager:
         await self._sweep_network()
         self._swept.settle()
 
-    def _close(self) -> None:
-        """Refuse whoever waits for `run` to get further than it did, and have others wait for the next one."""
-        ending = UnavailableError("sandboxes are not available: the agent is ending, or its log says why")
+    async def _wait_for(self, opened: Outcome) -> None:
+        if opened.settled:
+            return
+        self._check_ours()
+        with trio.move_on_after(_OPENING_PATIENCE):
+            await opened.wait()
+            return
+        raise UnavailableError("sandboxes are not available: the agent is not ready for them yet, or its log says why")
+
+    def _check_ours(self) -> None:
+        if self._not_ours is not None:
+            raise UnavailableError(str(self._not_ours))
+
+    def _refuse(self, error: UnavailableError) -> None:
+        """Tell whoever waits for `run` to get further than it did; others wait for what comes next."""
         for opened in (self._loaded, self._swept):
-            opened.settle(ending)
+            opened.settle(error)
         self._loaded, self._swept = Outcome(), Outcome()
 
     def _take_over(self, sandbox: Sandbox) -> None:
@@ -342,7 +432,9 @@ class SandboxManager:
         for sandbox_id in await self._existing():
             if sandbox_id not in known:
                 error = "a former agent left it without a record"
-                sandbox = Sandbox(spec=Spec(id=sandbox_id), state=State.FAILED, created_at=self._now(), error=error)
+                sandbox = Sandbox(
+                    spec=Spec(id=sandbox_id), state=State.FAILED, created_at=self._times.now(), error=error
+                )
                 life = self._life(sandbox)
                 self._start(life)
                 life.discard()
@@ -373,20 +465,9 @@ class SandboxManager:
         return ()
 
     def _check_loaded(self) -> None:
+        self._check_ours()
         if not self._loaded.settled:
             raise UnavailableError("the agent is still reading its records: try again in a moment")
-
-    def _now(self) -> float:
-        return self._now_ns() / 1e9
-
-
-async def _wait_for(opened: Outcome) -> None:
-    if opened.settled:
-        return
-    with trio.move_on_after(_OPENING_PATIENCE):
-        await opened.wait()
-        return
-    raise UnavailableError("sandboxes are not available: the agent is not ready for them yet, or its log says why")
 
 
 async def _stop_quietly(life: Life, grace: float) -> None:

@@ -58,6 +58,15 @@ class NetworkMode(StrEnum):
     """Loopback only."""
 
 
+class Reason(StrEnum):
+    """Why a process was killed, or a sandbox with all that ran in it; the value of an event's attribute `reason`."""
+
+    OUT_OF_MEMORY = "oom"
+    TIMEOUT = "timeout"
+    REMOVED = "removed"
+    EXPIRED = "expired"
+
+
 @frozen
 class TerminalSize:
     """In characters."""
@@ -153,8 +162,21 @@ class Sandbox:
     ready_at: float = 0.0
     last_exited_at: float = 0.0
     last_exit_code: int = 0
+    last_error: str = ""
+    """Why the process that ended last was killed, with the `Reason` as its first word, or why it could not be started;
+    empty when it just ended."""
+
     error: str = ""
     """Why it failed, for people."""
+
+    expires_at: float = 0.0
+    """When it is removed by force; 0 is never."""
+
+    boot_id: str = ""
+    """Of the run of the kernel in which the times were read."""
+
+    clock_ahead: float = 0.0
+    """Seconds by which CLOCK_REALTIME, which they are from, was ahead of CLOCK_BOOTTIME then: see `times`."""
 
     @property
     def id(self) -> str:

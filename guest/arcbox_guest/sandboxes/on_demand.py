@@ -33,6 +33,9 @@ class OnDemandDriver:
 
     _loaded: Driver | None = field(init=False, default=None)
 
+    async def check(self, spec: Spec) -> None:
+        await self._driver.check(spec)
+
     async def create(self, spec: Spec) -> None:
         await self._driver.create(spec)
 
@@ -62,6 +65,9 @@ class OnDemandDriver:
 
     async def statistics(self, sandbox_id: str) -> Statistics:
         return await self._driver.statistics(sandbox_id)
+
+    def out_of_memory_kills(self, sandbox_id: str) -> int:
+        return self._driver.out_of_memory_kills(sandbox_id)
 
     async def existing(self) -> Sequence[str]:
         if not self._data_dir.exists():

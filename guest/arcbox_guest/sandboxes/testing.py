@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 from attrs import Factory, define, field
 
-from arcbox_guest.errors import ConflictError, InvalidArgumentError, OutOfRangeError, UnavailableError
+from arcbox_guest.errors import ConflictError, GuestError, InvalidArgumentError, OutOfRangeError, UnavailableError
 from arcbox_guest.sandboxes import _fake_programs as programs
 from arcbox_guest.sandboxes.detached import Channel, Exit, Piece
 from arcbox_guest.sandboxes.events import EventHub
@@ -31,7 +31,10 @@ if TYPE_CHECKING:
     from arcbox_guest.sandboxes.model import ExecSpec, Spec, TerminalSize
 
 ROOTFS: Final = "/rootfs"
-"""The only root file system that there is."""
+"""The only root file system that works."""
+
+BROKEN: Final = "/broken"
+"""One that is there, and can't be mounted."""
 
 _LEFT_BEHIND: Final = 1.0
 """Seconds that the output of a detached process may stay open after its end."""
@@ -123,6 +126,7 @@ class FakeProcess:
     descendants: bool = field(init=False, default=False)
     """Whether it left any behind that live."""
 
+    failure: str = field(init=False, default="")
     _holds_output: bool = field(init=False, default=False)
     _stdin_open: bool = field(init=False, default=True)
     _exited: trio.Event = field(init=False, factory=trio.Event)
@@ -174,6 +178,11 @@ class FakeProcess:
 
     async def kill(self) -> None:
         await trio.lowlevel.checkpoint()
+        self.die()
+
+    def run_out_of_memory(self) -> None:
+        """The kernel kills it for the memory limit of its sandbox."""
+        self._sandbox.out_of_memory_kills += 1
         self.die()
 
     def die(self) -> None:
@@ -351,6 +360,8 @@ class FakeSandbox:
     reason: str = ""
     """Why its init has ended."""
 
+    out_of_memory_kills: int = 0
+
     _ended: trio.Event = field(init=False, factory=trio.Event)
     _idle: trio.Event = field(init=False, factory=trio.Event)
 
@@ -382,11 +393,25 @@ class FakeSandbox:
 
 
 def _check(spec: Spec) -> None:
-    if spec.rootfs != ROOTFS:
+    if spec.rootfs not in (ROOTFS, BROKEN) and not spec.image:
         raise InvalidArgumentError(f"there is no root file system {spec.rootfs}")
     for mount in spec.mounts:
         if mount.source not in _DIRECTORIES:
             raise InvalidArgumentError(f"there is no {mount.source} to mount")
+    if spec.user:
+        _uid(spec.user, spec.id)
+
+
+def _mount(spec: Spec) -> None:
+    if spec.rootfs == BROKEN:
+        raise GuestError(f"the root file system {BROKEN} can't be mounted")
+
+
+def _uid(user: str, sandbox_id: str) -> int:
+    uid = int(user) if user.isdecimal() else _UIDS.get(user)
+    if uid is None:
+        raise InvalidArgumentError(f"there is no user {user!r} in sandbox {sandbox_id}")
+    return uid
 
 
 @define(eq=False)
@@ -404,11 +429,16 @@ class FakeDriver:
     calls: list[tuple[str, str]] = field(init=False, factory=list)
     """The name of each method that was called, with the sandbox's id."""
 
+    async def check(self, spec: Spec) -> None:
+        await self._begin("check", spec.id)
+        _check(spec)
+
     async def create(self, spec: Spec) -> None:
         sandbox = self.sandboxes[spec.id] = FakeSandbox(spec)
         try:
             await self._begin("create", spec.id)
             _check(spec)
+            _mount(spec)
         except Exception:
             del self.sandboxes[spec.id]
             raise
@@ -469,6 +499,10 @@ class FakeDriver:
         processes = len(self._up(sandbox_id).processes) + 1
         return Statistics(cpu_seconds=0.25, memory_bytes=700_000 * processes, processes=processes)
 
+    def out_of_memory_kills(self, sandbox_id: str) -> int:
+        sandbox = self.sandboxes.get(sandbox_id)
+        return sandbox.out_of_memory_kills if sandbox else 0
+
     async def existing(self) -> Sequence[str]:
         await self._begin("existing", "")
         return list(self.sandboxes)
@@ -487,10 +521,7 @@ class FakeDriver:
 
     def _start(self, sandbox_id: str, command: ExecSpec, *, merged: bool = False) -> FakeProcess:
         sandbox = self._up(sandbox_id)
-        user = command.user or sandbox.spec.user or "root"
-        uid = int(user) if user.isdecimal() else _UIDS.get(user)
-        if uid is None:
-            raise InvalidArgumentError(f"there is no user {user!r} in sandbox {sandbox_id}")
+        uid = _uid(command.user or sandbox.spec.user or "root", sandbox_id)
         program = self.programs.get(command.argv) or programs.find(command.argv)
         process = FakeProcess(sandbox, command, uid, program, command.terminal)
         if process.working_dir not in _DIRECTORIES:

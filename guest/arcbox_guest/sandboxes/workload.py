@@ -7,9 +7,9 @@ import math
 from typing import TYPE_CHECKING, Final
 
 import trio
-from attrs import define, field
+from attrs import define, field, frozen
 
-from arcbox_guest.sandboxes.model import SIGNALLED
+from arcbox_guest.sandboxes.model import SIGNALLED, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,18 +26,30 @@ KILLED: Final = SIGNALLED + 9
 """Stands for the exit code of a process whose end nobody saw: it was killed."""
 
 
+@frozen
+class End:
+    """How a process ended."""
+
+    exit_code: int
+    reason: Reason | None = None
+    """Why it was killed; None where it was not, or by whom nobody knows."""
+
+    error: str = ""
+    """Why it was killed or could not be started, for people."""
+
+
 @define(eq=False)
 class Workload:
-    """From its admission to its end, which is told once, with the exit code."""
+    """From its admission to its end, which is told once."""
 
-    _on_end: Callable[[int], None]
+    _on_end: Callable[[End], None]
     _ended: bool = field(init=False, default=False)
 
-    def end(self, exit_code: int) -> None:
+    def end(self, end: End) -> None:
         """Count as running no more; only the first time counts."""
         if not self._ended:
             self._ended = True
-            self._on_end(exit_code)
+            self._on_end(end)
 
 
 @define(eq=False)
@@ -46,6 +58,13 @@ class TrackedProcess:
 
     _process: Process
     _workload: Workload
+    _time_limit: float
+    """Seconds until it is killed; 0 is never."""
+
+    _explain: Callable[[], End | None]
+    """Called when it has ended by SIGKILL: why, if that can be found out."""
+
+    _timed_out: bool = field(init=False, default=False)
 
     @property
     def stdout(self) -> OutputStream:
@@ -64,25 +83,33 @@ class TrackedProcess:
     def resize(self, size: TerminalSize) -> None:
         self._process.resize(size)
 
+    @property
+    def failure(self) -> str:
+        return self._process.failure
+
     async def wait(self) -> int:
         exit_code = await self._process.wait()
-        self._workload.end(exit_code)
+        self._workload.end(self._end(exit_code))
         return exit_code
 
     async def kill(self) -> None:
         await self._process.kill()
 
-    async def watch(self, time_limit: float) -> None:
-        """See its end when nobody else does: who reads the output may be slow. Kill it when its time is up.
-
-        Args:
-            time_limit: seconds; 0 is never.
-        """
+    async def watch(self) -> None:
+        """See its end when nobody else does: who reads the output may be slow. Kill it when its time is up."""
         try:
-            with trio.move_on_after(time_limit or math.inf):
+            with trio.move_on_after(self._time_limit or math.inf):
                 await self.wait()
                 return
+            self._timed_out = True
             await self.kill()
             await self.wait()
         except Exception:
             log.exception("process can't be watched")
+
+    def _end(self, exit_code: int) -> End:
+        if exit_code != KILLED:
+            return End(exit_code, error=self.failure)
+        if self._timed_out:
+            return End(exit_code, Reason.TIMEOUT, f"{Reason.TIMEOUT}: it was killed after {self._time_limit:g} s")
+        return self._explain() or End(exit_code)

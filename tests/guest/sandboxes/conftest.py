@@ -16,6 +16,7 @@ from arcbox_guest.sandboxes.manager import Defaults, SandboxManager
 from arcbox_guest.sandboxes.model import ResourceLimits, Spec
 from arcbox_guest.sandboxes.records import Records
 from arcbox_guest.sandboxes.testing import ROOTFS, FakeDriver
+from arcbox_guest.sandboxes.times import Times
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -74,11 +75,23 @@ class FakeAgent:
     witness: Witness = Factory(lambda: Witness(now_ns))
     manager: SandboxManager = field(init=False)
     _scope: trio.CancelScope = field(init=False)
+    _stepped: float = 0.0
+    """Seconds by which the clock is ahead of Trio's."""
+
+    _boots: int = 1
 
     def start(self) -> None:
-        self.manager = SandboxManager(self.driver, self.records, self.witness, Defaults(rootfs=ROOTFS), now_ns)
+        times = Times(lambda: now_ns() + round(self._stepped * 1e9), trio.current_time, lambda: f"boot {self._boots}")
+        self.manager = SandboxManager(self.driver, self.records, self.witness, Defaults(rootfs=ROOTFS), times)
         self._scope = trio.CancelScope()
         self.nursery.start_soon(self._run, self.manager, self._scope)
+
+    def step_clock(self, by: float) -> None:
+        self._stepped += by
+
+    def reboot(self) -> None:
+        """What ran is not there any more."""
+        self._boots += 1
 
     async def kill(self) -> None:
         """End the manager; what is not settled then stays as it is."""

@@ -55,7 +55,9 @@ class Listener(EventHub):
 
     def publish(self, sandbox_id: str, action: Action, attributes: Mapping[str, str] | None = None) -> None:
         self.states[sandbox_id] = LEADS[self.states.get(sandbox_id, ""), action]
-        assert set(attributes or {}) == {Action.IDLE: {"exit_code"}, Action.FAILED: {"error"}}.get(action, set())
+        always = {Action.IDLE: {"exit_code"}, Action.FAILED: {"error"}}.get(action, set())
+        why = {Action.IDLE: {"reason", "error"}, Action.STOPPING: {"reason"}, Action.REMOVED: {"reason"}}
+        assert always <= set(attributes or {}) <= always | why.get(action, set())
         super().publish(sandbox_id, action, attributes)
 
 

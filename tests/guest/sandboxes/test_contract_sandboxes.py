@@ -67,20 +67,18 @@ async def test_an_id_can_be_used_again(driver: Driver, spec: Spec) -> None:
         await driver.destroy("contract")
 
 
-async def test_a_root_file_system_that_is_not_there_is_the_callers_fault_and_leaves_nothing(
-    world: World, driver: Driver, spec: Spec
-) -> None:
-    with pytest.raises(InvalidArgumentError, match="/not/there"):
-        await driver.create(evolve(spec, rootfs="/not/there"))
-    assert world.leftovers() == []
-
-
-async def test_a_mount_without_a_source_is_the_callers_fault_and_leaves_nothing(
+async def test_what_a_spec_names_and_is_not_there_is_the_callers_fault_and_leaves_nothing(
     world: World, driver: Driver, spec: Spec
 ) -> None:
     mount = BindMount(source="/not/there", target="/mnt")
-    with pytest.raises(InvalidArgumentError, match="/not/there"):
-        await driver.create(evolve(spec, mounts=(mount,)))
+    for impossible in (evolve(spec, rootfs="/not/there"), evolve(spec, mounts=(mount,))):
+        with pytest.raises(InvalidArgumentError, match="/not/there"):
+            await driver.check(impossible)
+        with pytest.raises(InvalidArgumentError, match="/not/there"):
+            await driver.create(impossible)
+    with pytest.raises(InvalidArgumentError, match="nemo"):
+        await driver.check(evolve(spec, user="nemo"))
+    await driver.check(evolve(spec, user="nobody"))
     assert world.leftovers() == []
 
 

@@ -14,7 +14,7 @@ from arcbox_guest.errors import ConflictError, GuestError, InvalidArgumentError,
 from arcbox_guest.sandboxes.events import EventHub
 from arcbox_guest.sandboxes.manager import Defaults, SandboxManager
 from arcbox_guest.sandboxes.model import Action, ResourceLimits, Spec, State, Statistics
-from arcbox_guest.sandboxes.testing import ROOTFS, FakeDriver
+from arcbox_guest.sandboxes.testing import BROKEN, ROOTFS, FakeDriver
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,9 +70,9 @@ async def test_an_id_is_taken_until_its_sandbox_is_removed(autojump_clock: MockC
 async def test_what_was_not_asked_for_is_filled_in(autojump_clock: MockClock, agent: FakeAgent) -> None:
     plain = await agent.manager.create(Spec(id="plain"))
     asked = ResourceLimits(vcpus=8, memory_mib=4096)
-    large = await agent.manager.create(Spec(id="large", rootfs="/large", limits=asked))
+    large = await agent.manager.create(Spec(id="large", rootfs=BROKEN, limits=asked))
     assert (plain.spec.rootfs, plain.spec.limits) == (ROOTFS, ResourceLimits(vcpus=1, memory_mib=512))
-    assert (large.spec.rootfs, large.spec.limits) == ("/large", asked)
+    assert (large.spec.rootfs, large.spec.limits) == (BROKEN, asked)
     await wait_all_tasks_blocked()
     assert agent.driver.sandboxes["plain"].spec == plain.spec
 
@@ -88,10 +88,10 @@ async def test_without_any_root_file_system_the_error_names_both_ways_to_give_on
 async def test_a_sandbox_that_can_not_be_created_has_failed_and_says_why(
     autojump_clock: MockClock, agent: FakeAgent
 ) -> None:
-    await agent.create(Spec(id="web", rootfs="/nowhere"))
+    await agent.create(Spec(id="web", rootfs=BROKEN))
     sandbox = agent.manager.get("web")
-    assert (sandbox.state, sandbox.error) == (State.FAILED, "there is no root file system /nowhere")
-    assert agent.witness.told[-1] == ("web", Action.FAILED, {"error": "there is no root file system /nowhere"})
+    assert (sandbox.state, sandbox.error) == (State.FAILED, "the root file system /broken can't be mounted")
+    assert agent.witness.told[-1] == ("web", Action.FAILED, {"error": "the root file system /broken can't be mounted"})
     assert agent.driver.sandboxes == {}
 
 
@@ -166,9 +166,10 @@ async def test_list_filters_by_state_and_by_all_labels_the_oldest_first(
 async def test_what_nobody_created_is_not_found(autojump_clock: MockClock, agent: FakeAgent) -> None:
     with pytest.raises(NotFoundError, match="there is no sandbox 'web'"):
         agent.manager.get("web")
-    for attempt in (agent.manager.stop("web"), agent.manager.remove("web", force=True)):
+    for attempt in (agent.manager.stop("web"), agent.manager.remove("web", force=False)):
         with pytest.raises(NotFoundError):
             await attempt
+    await agent.manager.remove("web", force=True)  # it is as it shall be
     with pytest.raises(NotFoundError):
         await agent.manager.statistics("web")
 

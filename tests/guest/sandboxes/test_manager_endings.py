@@ -9,7 +9,8 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from arcbox_guest.errors import ConflictError, GuestError, NotFoundError, TimedOutError
-from arcbox_guest.sandboxes.model import ExecSpec, Spec
+from arcbox_guest.sandboxes.model import Action, ExecSpec, Spec
+from arcbox_guest.sandboxes.testing import BROKEN
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -106,7 +107,7 @@ async def test_a_sandbox_that_is_being_created_can_be_stopped_and_nothing_is_lef
     assert agent.driver.sandboxes == {}
 
 
-@pytest.mark.parametrize("rootfs", ["", "/nowhere"])
+@pytest.mark.parametrize("rootfs", ["", BROKEN])
 async def test_a_stop_in_the_moment_in_which_a_creation_succeeds_or_fails_comes_first(
     autojump_clock: MockClock, agent: FakeAgent, rootfs: str
 ) -> None:
@@ -128,8 +129,10 @@ async def test_a_stop_in_the_same_moment_as_the_create_is_no_different(
 
 
 async def test_what_has_failed_can_not_be_stopped_only_removed(autojump_clock: MockClock, agent: FakeAgent) -> None:
-    await agent.create(Spec(id="web", rootfs="/nowhere"))
-    with pytest.raises(ConflictError, match=r"web has failed \(there is no root file system /nowhere\): it can't be"):
+    await agent.create(Spec(id="web", rootfs=BROKEN))
+    with pytest.raises(
+        ConflictError, match=r"web has failed \(the root file system /broken can't be mounted\): it can't be"
+    ):
         await agent.manager.stop("web")
     await agent.manager.remove("web", force=False)
     assert agent.witness.of("web") == ["created", "failed", "removed"]
@@ -147,9 +150,28 @@ async def test_a_running_sandbox_is_removed_by_force_only(autojump_clock: MockCl
         await agent.manager.remove("web", force=True)
     assert exit_codes == [137]
     assert agent.witness.of("web") == ["created", "ready", "running", "stopping", "removed"]
+    assert {action: why for _, action, why in agent.witness.told[-2:]} == {
+        Action.STOPPING: {"reason": "removed"},
+        Action.REMOVED: {"reason": "removed"},
+    }
     assert agent.driver.sandboxes == {}
     with pytest.raises(NotFoundError):
         agent.manager.get("web")
+
+
+async def test_what_a_process_left_behind_is_removed_by_force_only(autojump_clock: MockClock, agent: FakeAgent) -> None:
+    await agent.create(Spec(id="web", cmd=("sh", "-c", "setsid sleep 1000 >/dev/null 2>&1 & echo left")))
+    with pytest.raises(ConflictError, match="web is ready, but processes that were left behind run in it"):
+        await agent.manager.remove("web", force=False)
+    assert agent.state("web") == "ready"
+    await agent.manager.remove("web", force=True)
+    assert agent.driver.sandboxes == {}
+
+
+async def test_a_sandbox_whose_time_is_up_says_so(autojump_clock: MockClock, agent: FakeAgent) -> None:
+    await agent.create(Spec(id="web", cmd=SLEEP.argv, ttl=5))
+    await trio.sleep(6)
+    assert agent.witness.told[-1] == ("web", Action.REMOVED, {"reason": "expired"})
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -311,7 +333,7 @@ async def test_an_expired_sandbox_that_could_not_be_removed_can_be_by_hand(
 async def test_all_sandboxes_are_stopped_at_once_before_the_power_goes(
     autojump_clock: MockClock, agent: FakeAgent, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await agent.create(Spec(id="failed", rootfs="/nowhere"))
+    await agent.create(Spec(id="failed", rootfs=BROKEN))
     for name in ("stubborn", "other"):
         await agent.create(Spec(id=name, cmd=STUBBORN.argv))
     await agent.create(Spec(id="idle"))

@@ -10,7 +10,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from arcbox_guest.errors import ConflictError, InvalidArgumentError, NotFoundError, UnavailableError
 from arcbox_guest.sandboxes import states
-from arcbox_guest.sandboxes.model import Action, ExecSpec, Spec, State, TerminalSize
+from arcbox_guest.sandboxes.model import Action, ExecSpec, ResourceLimits, Spec, State, TerminalSize
 from arcbox_guest.sandboxes.output_log import DEFAULT_LIMIT
 
 if TYPE_CHECKING:
@@ -124,7 +124,8 @@ async def test_what_could_not_be_started_leaves_the_sandbox_ready(autojump_clock
     await agent.create(Spec(id="web"))
     with pytest.raises(InvalidArgumentError, match="there is no user 'nemo'"):
         await exit_code(agent, ExecSpec(argv=("true",), user="nemo"))
-    assert agent.witness.told[-1] == ("web", Action.IDLE, {"exit_code": "126"})
+    why = "there is no user 'nemo' in sandbox web"
+    assert agent.witness.told[-1] == ("web", Action.IDLE, {"exit_code": "126", "error": why})
     assert agent.state("web") == "ready"
 
 
@@ -214,13 +215,38 @@ async def test_nobody_gets_in_before_the_initial_command(autojump_clock: MockClo
             await exit_code(agent, SLEEP, states.READY)
 
 
-async def test_an_initial_command_that_can_not_be_started_says_so_in_its_output(
-    autojump_clock: MockClock, agent: FakeAgent
+@pytest.mark.parametrize(
+    ("spec", "exit_code", "error"),
+    [
+        (Spec(id="web", cmd=("daemon",)), "127", "daemon: not found"),
+        (Spec(id="web", cmd=("true",), working_dir="/a"), "126", "there is no directory /a in sandbox web"),
+    ],
+)
+async def test_an_initial_command_that_can_not_be_started_says_so_in_its_output_its_event_and_its_sandbox(
+    autojump_clock: MockClock, agent: FakeAgent, spec: Spec, exit_code: str, error: str
 ) -> None:
-    await agent.create(Spec(id="web", cmd=("true",), user="nemo"))
+    await agent.create(spec)
     assert agent.state("web") == "ready"
-    assert agent.output("web") == b"there is no user 'nemo' in sandbox web\n"
-    assert agent.witness.told[-1] == ("web", Action.IDLE, {"exit_code": "126"})
+    assert agent.output("web") == f"{error}\n".encode()
+    assert agent.witness.told[-1] == ("web", Action.IDLE, {"exit_code": exit_code, "error": error})
+    assert agent.manager.get("web").last_error == error
+
+
+async def test_a_process_that_was_killed_tells_why(autojump_clock: MockClock, agent: FakeAgent) -> None:
+    await agent.create(Spec(id="web", limits=ResourceLimits(memory_mib=64)))
+    assert await exit_code(agent, ExecSpec(argv=SLEEP.argv, timeout=2)) == 137
+    assert agent.witness.told[-1] == ("web", Action.IDLE, {"exit_code": "137", "reason": "timeout"})
+    assert agent.manager.get("web").last_error == "timeout: it was killed after 2 s"
+    async with agent.manager.process("web", SLEEP) as process:
+        agent.driver.sandboxes["web"].processes[0].run_out_of_memory()
+        assert await process.wait() == 137
+    assert agent.witness.told[-1] == ("web", Action.IDLE, {"exit_code": "137", "reason": "oom"})
+    assert agent.manager.get("web").last_error == "oom: the memory limit of the sandbox, 64 MiB, was reached"
+    async with agent.manager.process("web", SLEEP) as process:
+        agent.driver.sandboxes["web"].processes[0].die()
+        assert await process.wait() == 137
+    assert agent.witness.told[-1] == ("web", Action.IDLE, {"exit_code": "137"})
+    assert agent.manager.get("web").last_error == ""
 
 
 async def test_an_initial_command_gets_no_input(autojump_clock: MockClock, agent: FakeAgent) -> None:

@@ -20,7 +20,8 @@ from arcbox_guest.sandboxes import states
 from arcbox_guest.sandboxes.manager import Defaults, SandboxManager
 from arcbox_guest.sandboxes.model import ExecSpec, Sandbox, Spec, State
 from arcbox_guest.sandboxes.records import Records
-from arcbox_guest.sandboxes.testing import ROOTFS, FakeDriver
+from arcbox_guest.sandboxes.testing import BROKEN, ROOTFS, FakeDriver
+from arcbox_guest.sandboxes.times import Times
 from tests.guest.sandboxes import stories
 from tests.guest.sandboxes.stories import DriverBug, Happening, Happenings, Listener, Story
 
@@ -48,7 +49,9 @@ class FakeStory(Story):
     hangs: list[trio.Event] = Factory(list)
 
     def make_manager(self, listener: Listener) -> SandboxManager:
-        return SandboxManager(self.driver, self.records, listener, Defaults(rootfs=ROOTFS), now_ns)
+        return SandboxManager(
+            self.driver, self.records, listener, Defaults(rootfs=ROOTFS), Times(now_ns, trio.current_time)
+        )
 
     async def existing(self) -> list[str]:
         return list(self.driver.sandboxes)
@@ -99,7 +102,7 @@ class FakeStory(Story):
 SPECS = st.builds(
     Spec,
     id=stories.IDS,
-    rootfs=st.sampled_from(["", "", "", "/nowhere"]),
+    rootfs=st.sampled_from(["", "", "", BROKEN]),
     cmd=st.sampled_from([(), (), ("cat",), ("sleep", "999")]),
     ttl=st.sampled_from([0.0, 0.0, 3.0, 300.0]),
 )

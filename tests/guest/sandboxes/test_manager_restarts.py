@@ -11,7 +11,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from arcbox_guest.errors import ConflictError, GuestError
 from arcbox_guest.sandboxes.model import ExecSpec, Spec, State
-from arcbox_guest.sandboxes.testing import FakeDriver
+from arcbox_guest.sandboxes.testing import BROKEN, FakeDriver
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
@@ -54,7 +54,7 @@ async def test_what_had_ended_stays_as_it_was(autojump_clock: MockClock, agent: 
     await agent.create(Spec(id="stopped"))
     await agent.manager.stop("stopped")
     await trio.sleep(1)
-    await agent.create(Spec(id="failed", rootfs="/nowhere"))
+    await agent.create(Spec(id="failed", rootfs=BROKEN))
     before = agent.manager.list()
     await restart(agent)
     assert agent.manager.list() == before

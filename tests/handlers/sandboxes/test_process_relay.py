@@ -58,6 +58,10 @@ class StubProcess:
     exits_at: float = 0.0
     typed: list[bytes] = field(factory=list)
 
+    @property
+    def failure(self) -> str:
+        raise NotImplementedError
+
     async def send_stdin(self, data: bytes) -> None:
         await trio.lowlevel.checkpoint()
         self.typed.append(data)

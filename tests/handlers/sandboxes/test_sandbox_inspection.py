@@ -21,14 +21,14 @@ INSPECT, LIST = MessageType.SandboxInspectRequest, MessageType.SandboxListReques
 
 
 async def test_inspect_tells_all_that_is_known(rig: Rig) -> None:
-    before = rig.sandboxes.manager._now_ns() // 10**9
+    before = int(rig.sandboxes.manager._times.now())
     with rig.sandboxes.events.subscribe("box", Action.IDLE) as idle:
         await rig.sandboxes.create(
             "box", labels={"a": "b"}, limits=ResourceLimits(vcpus=3, memory_mib=64), cmd=("sh", "-c", "exit 7")
         )
         await anext(idle)
     frame = await rig.ask(INSPECT, sandbox_v1.InspectSandboxRequest(id="box"))
-    after = rig.sandboxes.manager._now_ns() // 10**9
+    after = int(rig.sandboxes.manager._times.now())
     assert frame.type == MessageType.SandboxInspectResponse
     info = sandbox_v1.SandboxInfo.FromString(frame.payload)
     assert before <= info.created_at <= info.ready_at <= info.last_exited_at <= after

@@ -201,7 +201,6 @@ async def test_what_the_driver_can_not_do_is_error_500_with_its_words(rig: Rig) 
     [
         (STOP, sandbox_v1.StopSandboxRequest(id="../etc")),
         (REMOVE, sandbox_v1.RemoveSandboxRequest(id="no")),
-        (REMOVE, sandbox_v1.RemoveSandboxRequest(id="no", force=True)),
         (INSPECT, sandbox_v1.InspectSandboxRequest(id="no")),
         (INSPECT, sandbox_v1.InspectSandboxRequest()),
     ],

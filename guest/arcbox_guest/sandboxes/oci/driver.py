@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import shutil
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -19,7 +19,7 @@ from arcbox_guest.child import PidFd
 from arcbox_guest.errors import ConflictError, GuestError, NotSupportedError, UnavailableError
 from arcbox_guest.network.addresses import Lease
 from arcbox_guest.sandboxes.detached import DEFAULT_KEPT
-from arcbox_guest.sandboxes.oci import bundle, cgroups, etc, hierarchies
+from arcbox_guest.sandboxes.oci import bundle, cgroups, etc, hierarchies, images, users
 from arcbox_guest.sandboxes.oci.cgroups import CLIENTS, SandboxCgroups
 from arcbox_guest.sandboxes.oci.detached import Sessions
 from arcbox_guest.sandboxes.oci.images import Images
@@ -124,6 +124,9 @@ class OciDriver:
         path = os.path.realpath(self.data_dir)
         return f"arcbox-{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"
 
+    async def check(self, spec: Spec) -> None:
+        await trio.to_thread.run_sync(_check, spec, limiter=self._storage, abandon_on_cancel=True)
+
     async def create(self, spec: Spec) -> None:
         directory = self._directory(spec.id)
         if spec.id in self._ids or directory.exists():
@@ -184,6 +187,10 @@ class OciDriver:
             return await self._in_thread(sandbox.cgroups.statistics)
         except OSError as error:
             raise UnavailableError(f"sandbox {sandbox_id} does not run any more") from error
+
+    def out_of_memory_kills(self, sandbox_id: str) -> int:
+        sandbox = self._live.get(sandbox_id)
+        return sandbox.cgroups.out_of_memory_kills() if sandbox else 0
 
     async def existing(self) -> Sequence[str]:
         return await self._in_thread(self._existing)
@@ -351,6 +358,17 @@ class OciDriver:
     @property
     def _runtime_state(self) -> Path:
         return self.data_dir / "runtime"
+
+
+def _check(spec: Spec) -> None:
+    """Raises InvalidArgumentError: something that the sandbox needs is not there. Blocks."""
+    with closing(Sources.open(spec.rootfs or "/", spec.mounts)) as sources:
+        if not spec.rootfs:  # it will be an image's, when that has been pulled
+            return
+        if sources.rootfs_is_directory:
+            users.find(sources.rootfs, spec.user)
+        else:
+            images.check(sources.rootfs, spec.rootfs)
 
 
 def _sandboxes_in(place: Path) -> list[str]:

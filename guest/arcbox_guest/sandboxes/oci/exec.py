@@ -144,6 +144,10 @@ class ExecProcess:
             raise trio.ClosedResourceError("the process was not begun")
         return self._stdout
 
+    @property
+    def failure(self) -> str:
+        return ""
+
     async def send_stdin(self, data: bytes) -> None:
         if self._terminal is not None:
             await self._terminal.send(data)
@@ -301,14 +305,15 @@ class UnstartedProcess:
     """Stand-in for a command that can't be executed: what a shell would have said and returned."""
 
     _exit_code: int
+    failure: str
     stdout: TextOutput
     stderr: TextOutput | None
 
     @classmethod
     def of(cls, error: CommandError, *, terminal: bool) -> UnstartedProcess:
         if terminal:
-            return cls(error.exit_code, TextOutput(f"{error}\r\n".encode()), None)
-        return cls(error.exit_code, TextOutput(), TextOutput(f"{error}\n".encode()))
+            return cls(error.exit_code, str(error), TextOutput(f"{error}\r\n".encode()), None)
+        return cls(error.exit_code, str(error), TextOutput(), TextOutput(f"{error}\n".encode()))
 
     async def send_stdin(self, data: bytes) -> None:  # noqa: ARG002  the interface's
         await trio.lowlevel.checkpoint()

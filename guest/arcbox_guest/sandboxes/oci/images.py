@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
@@ -110,20 +110,32 @@ class Images:
         image.mounts = mounts
 
 
+def check(found: int, name: str) -> None:
+    """Find out whether a file is an image. Blocks.
+
+    Raises:
+        InvalidArgumentError: it is not.
+    """
+    with _opened(found, name) as file:
+        _kind(file, name)
+
+
 def _mount(found: int, name: str, path: Path, mounts: MountStack) -> None:
     """Mount an image. Closes its file, which nobody else may: whoever asked may have gone."""
     try:
-        _mount_found(found, name, path)
+        with _opened(found, name) as file:
+            _mount_file(file, name, path)
     finally:
         os.close(found)
     mounts.push(path)
 
 
-def _mount_found(found: int, name: str, path: Path) -> None:
+@contextmanager
+def _opened(found: int, name: str) -> Iterator[int]:
     if not stat.S_ISREG(os.fstat(found).st_mode):
         raise InvalidArgumentError(f"the root file system, {name}, is neither a directory nor an image file")
     with open_path(f"/proc/self/fd/{found}", os.O_RDONLY) as file:
-        _mount_file(file, name, path)
+        yield file
 
 
 def _mount_file(file: int, name: str, path: Path) -> None:
