@@ -1,18 +1,18 @@
 """A driver that is not loaded before it is needed.
 
-It takes as long to import as half of the agent, and guests without sandboxes have no use for it.
+It takes as long to import as half of the agent, which holds up neither the start nor, later, the event loop.
 """
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import trio
 from attrs import define, field
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
     from arcbox_guest.sandboxes.detached import DetachedProcess, DetachedSpec
@@ -26,54 +26,57 @@ class OnDemandDriver:
 
     name: str
     _data_dir: Path
-    """The directory: where it is not there, there are no sandboxes."""
+    """The directory: each has one in its `sandboxes`."""
 
     _load: Callable[[], Driver]
-    """Imports the driver, and makes one."""
+    """Imports the driver, and makes one; called in a thread."""
 
+    _loading: trio.Lock = field(init=False, factory=trio.Lock)
     _loaded: Driver | None = field(init=False, default=None)
 
     async def check(self, spec: Spec) -> None:
         await self._driver.check(spec)
 
     async def create(self, spec: Spec) -> None:
-        await self._driver.create(spec)
+        await (await self._driver()).create(spec)
 
-    def process(self, sandbox_id: str, command: ExecSpec) -> AbstractAsyncContextManager[Process]:
-        return self._driver.process(sandbox_id, command)
+    @asynccontextmanager
+    async def process(self, sandbox_id: str, command: ExecSpec) -> AsyncIterator[Process]:
+        driver = await self._driver()
+        async with driver.process(sandbox_id, command) as process:
+            yield process
 
     async def start_detached(self, sandbox_id: str, spec: DetachedSpec) -> DetachedProcess:
-        return await self._driver.start_detached(sandbox_id, spec)
+        return await (await self._driver()).start_detached(sandbox_id, spec)
 
     async def detached(self, sandbox_id: str) -> Sequence[DetachedProcess]:
-        return await self._driver.detached(sandbox_id)
+        return await (await self._driver()).detached(sandbox_id)
 
     async def terminate(self, sandbox_id: str) -> None:
-        await self._driver.terminate(sandbox_id)
+        await (await self._driver()).terminate(sandbox_id)
 
     async def idle(self, sandbox_id: str) -> None:
-        await self._driver.idle(sandbox_id)
+        await (await self._driver()).idle(sandbox_id)
 
     async def ended(self, sandbox_id: str) -> str:
-        return await self._driver.ended(sandbox_id)
+        return await (await self._driver()).ended(sandbox_id)
 
     async def stop(self, sandbox_id: str) -> None:
-        await self._driver.stop(sandbox_id)
+        await (await self._driver()).stop(sandbox_id)
 
     async def destroy(self, sandbox_id: str) -> None:
-        await self._driver.destroy(sandbox_id)
+        await (await self._driver()).destroy(sandbox_id)
 
     async def statistics(self, sandbox_id: str) -> Statistics:
-        return await self._driver.statistics(sandbox_id)
+        return await (await self._driver()).statistics(sandbox_id)
 
     def out_of_memory_kills(self, sandbox_id: str) -> int:
         return self._driver.out_of_memory_kills(sandbox_id)
 
     async def existing(self) -> Sequence[str]:
-        if not self._data_dir.exists():
-            await trio.lowlevel.checkpoint()
+        if not await trio.to_thread.run_sync(self._has_sandboxes, abandon_on_cancel=True):
             return ()
-        return await self._driver.existing()
+        return await (await self._driver()).existing()
 
     async def close(self) -> None:
         if self._loaded is None:
@@ -81,8 +84,15 @@ class OnDemandDriver:
         else:
             await self._loaded.close()
 
-    @property
-    def _driver(self) -> Driver:
-        if self._loaded is None:
-            self._loaded = self._load()
-        return self._loaded
+    async def _driver(self) -> Driver:
+        async with self._loading:
+            if self._loaded is None:
+                self._loaded = await trio.to_thread.run_sync(self._load)
+            return self._loaded
+
+    def _has_sandboxes(self) -> bool:
+        """A sandbox has a directory until nothing else is left of it."""
+        try:
+            return any((self._data_dir / "sandboxes").iterdir())
+        except FileNotFoundError:
+            return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 from arcbox_guest.sandboxes.model import ExecSpec, Spec
@@ -20,6 +21,7 @@ class Loader:
         self.loaded = 0
 
     def __call__(self) -> FakeDriver:
+        assert threading.current_thread() is not threading.main_thread()
         self.loaded += 1
         return self.driver
 
@@ -32,9 +34,17 @@ async def test_where_there_never_were_sandboxes_nothing_is_loaded_to_find_out(tm
     assert loader.loaded == 0
 
 
+async def test_where_the_last_sandbox_was_removed_nothing_is_loaded_to_find_out(tmp_path: Path) -> None:
+    loader = Loader()
+    (tmp_path / "sandboxes").mkdir()
+    assert await OnDemandDriver("oci", tmp_path, loader).existing() == ()
+    assert loader.loaded == 0
+
+
 async def test_what_a_former_agent_left_is_found(tmp_path: Path) -> None:
     loader = Loader()
     await loader.driver.create(Spec(id="old", rootfs=ROOTFS))
+    (tmp_path / "sandboxes" / "old").mkdir(parents=True)
     assert await OnDemandDriver("oci", tmp_path, loader).existing() == ["old"]
 
 

@@ -71,7 +71,8 @@ class Runtime:
     def is_at(self, pid: int) -> bool:
         """Whether a process is the runtime itself, by its program. Others may well execute memory, too."""
         try:
-            return os.path.samefile(f"/proc/{pid}/exe", self._program)
+            executed = os.stat(f"/proc/{pid}/exe")
+            return any(os.path.samestat(executed, os.stat(program)) for program in {self._program, self.path})
         except OSError:
             return False
 
