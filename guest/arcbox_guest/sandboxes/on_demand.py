@@ -35,7 +35,7 @@ class OnDemandDriver:
     _loaded: Driver | None = field(init=False, default=None)
 
     async def check(self, spec: Spec) -> None:
-        await self._driver.check(spec)
+        await (await self._driver()).check(spec)
 
     async def create(self, spec: Spec) -> None:
         await (await self._driver()).create(spec)
@@ -71,7 +71,7 @@ class OnDemandDriver:
         return await (await self._driver()).statistics(sandbox_id)
 
     def out_of_memory_kills(self, sandbox_id: str) -> int:
-        return self._driver.out_of_memory_kills(sandbox_id)
+        return self._loaded.out_of_memory_kills(sandbox_id) if self._loaded is not None else 0
 
     async def existing(self) -> Sequence[str]:
         if not await trio.to_thread.run_sync(self._has_sandboxes, abandon_on_cancel=True):

@@ -125,6 +125,7 @@ class OciDriver:
         return f"arcbox-{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"
 
     async def check(self, spec: Spec) -> None:
+        await _storage_answers(spec)
         await trio.to_thread.run_sync(_check, spec, limiter=self._storage, abandon_on_cancel=True)
 
     async def create(self, spec: Spec) -> None:
@@ -235,8 +236,7 @@ class OciDriver:
         )
 
     async def _create_from(self, equipment: Equipment, spec: Spec) -> None:
-        with _translated(f"the storage of sandbox {spec.id} can't be asked"):
-            await storage_probe.until_it_answers([spec.rootfs, *(bind.source for bind in spec.mounts)])
+        await _storage_answers(spec)
         sources = await trio.to_thread.run_sync(
             Sources.open, spec.rootfs, spec.mounts, limiter=self._storage, abandon_on_cancel=True
         )
@@ -358,6 +358,13 @@ class OciDriver:
     @property
     def _runtime_state(self) -> Path:
         return self.data_dir / "runtime"
+
+
+async def _storage_answers(spec: Spec) -> None:
+    """Wait until what a sandbox is made of can be opened, or not be."""
+    paths = [path for path in (spec.rootfs, *(bind.source for bind in spec.mounts)) if path]
+    with _translated(f"the storage of sandbox {spec.id} can't be asked"):
+        await storage_probe.until_it_answers(paths)
 
 
 def _check(spec: Spec) -> None:
