@@ -66,12 +66,9 @@ def _sections(section: type[Any], name: str) -> Iterator[str]:
     attributes = fields(resolve_types(section))
     heading = f"`[{name}]`" if name else "Before the first section"
     yield f"## {heading}\n\n{section.__doc__}\n"
-    yield "| key | value | default | meaning |"
-    yield "| --- | --- | --- | --- |"
-    for attribute in attributes:
-        if not has(attribute.type):
-            yield _row(attribute)
-    yield ""
+    rows = [_row(attribute) for attribute in attributes if not has(attribute.type)]
+    if rows:
+        yield from ("| key | value | default | meaning |", "| --- | --- | --- | --- |", *rows, "")
     for attribute in attributes:
         if has(attribute.type):
             yield from _sections(attribute.type, f"{name}.{attribute.name}".lstrip("."))

@@ -1,8 +1,9 @@
-"""Where the agent listens: `vsock:PORT`, `vsock:CID:PORT`, `unix:PATH`."""
+"""Where the agent listens: `vsock:PORT`, `vsock:CID:PORT`, `unix:PATH`; and where its proxies connect to."""
 
 from __future__ import annotations
 
 import os
+from ipaddress import ip_address
 
 from attrs import frozen
 
@@ -34,6 +35,14 @@ class UnixAddress:
         return f"unix:{self.path}"
 
 
+@frozen
+class TcpAddress:
+    """A TCP port of an IP address, to connect to."""
+
+    ip: str
+    port: int
+
+
 Address = VsockAddress | UnixAddress
 
 
@@ -54,6 +63,19 @@ def parse_address(text: str) -> Address:
         if all(n < CID_ANY for n in (*cid, port)):
             return VsockAddress(port, *cid)
     raise ValueError(f"{text!r} is not an address to listen on: use vsock:PORT, vsock:CID:PORT or unix:PATH")
+
+
+def parse_target(text: str) -> UnixAddress | TcpAddress:
+    """Read an address to connect to: `unix:PATH` or `tcp:IP:PORT`. Raises ValueError: it is neither."""
+    if text.startswith("unix:/"):
+        address = parse_address(text)
+        if isinstance(address, UnixAddress):
+            return address
+    kind, _, rest = text.partition(":")
+    host, _, port = rest.rpartition(":")
+    if kind == "tcp" and _is_number(port) and 0 < int(port) < 2**16:
+        return TcpAddress(str(ip_address(host.strip("[]"))), int(port))
+    raise ValueError(f"{text!r} is neither unix:PATH nor tcp:IP:PORT")
 
 
 def _is_number(text: str) -> bool:

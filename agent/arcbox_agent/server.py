@@ -19,6 +19,7 @@ from arcbox_agent.guest_setup import build_guest
 from arcbox_agent.listeners import guarded, listen_patiently
 from arcbox_agent.notify import Notifier
 from arcbox_agent.passed_listeners import passed_listeners
+from arcbox_agent.proxies import build_proxies
 from arcbox_agent.services import supervise
 from arcbox_agent.settings import BUILT_IN
 from arcbox_agent.transport import SocketTransport
@@ -172,6 +173,7 @@ class Server:
             running["unused images"] = partial(
                 guest.images.collect_periodically, settings.images.keep_unused, guest.sandboxes.images_in_use
             )
+        running |= {f"proxy {proxy.name}": proxy.run for proxy in build_proxies(settings)}
         for name, service in running.items():
             services.start_soon(supervise, name, service, name=name)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, get_args
 
 from attrs import Attribute, Factory, evolve, field, fields, frozen, has, resolve_types
 
-from arcbox_agent.addresses import parse_address
+from arcbox_agent.addresses import parse_address, parse_target
 from arcbox_guest.sandboxes.model import MOST_MEMORY_MIB, MOST_PROCESSES, MOST_VCPUS
 from arcbox_protocol import DEFAULT_MAX_FRAME, MAX_LENGTH
 
@@ -82,6 +82,14 @@ def _is_ip_address(text: str) -> bool:
     return True
 
 
+def _is_target(text: str) -> bool:
+    try:
+        parse_target(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _is_absolute(path: str) -> bool:
     return path.startswith("/") and "\0" not in path
 
@@ -97,6 +105,12 @@ _PATH = Rule(_is_absolute, "an absolute path")
 _PATH_OR_NONE = Rule(lambda path: not path or _is_absolute(path), "an absolute path, or nothing")
 _PATHS = Rule(lambda paths: all(map(_is_absolute, paths)), "a list of absolute paths")
 _DEVICE = Rule(lambda name: name in ("auto", "none") or _is_absolute(name), "auto, none, or the path of a disk")
+_PROXY_ADDRESSES = Rule(
+    lambda texts: all(text == "auto" or _is_address(text) for text in texts),
+    "a list of addresses, each auto, vsock:PORT, vsock:CID:PORT or unix:PATH",
+)
+_TARGET = Rule(_is_target, "unix:PATH or tcp:IP:PORT")
+_TARGET_OR_NONE = Rule(lambda text: not text or _is_target(text), "unix:PATH, tcp:IP:PORT, or nothing")
 _ARGUMENTS = Rule(lambda words: all("\0" not in word for word in words), "a list of strings")
 _FRAME_SIZE = Rule(lambda size: 4 <= size <= MAX_LENGTH, f"a whole number of bytes from 4 to {MAX_LENGTH}")
 _CIDS = Rule(lambda cids: all(0 <= cid < 2**32 for cid in cids), "a list of CIDs, whole numbers below 4294967296")
@@ -290,6 +304,42 @@ class Runtime:
 
 
 @frozen(kw_only=True)
+class DockerProxy:
+    """The Docker API for the host: connections are relayed to dockerd as they are."""
+
+    listen: tuple[str, ...] = setting(
+        ("auto",),
+        "The addresses to listen on: vsock:PORT, vsock:CID:PORT, unix:PATH. auto: where the agent itself listens on"
+        " vsock, vsock on the port that the environment variable ARCBOX_GUEST_DOCKER_VSOCK_PORT says, else"
+        " arcbox.guest_docker_vsock_port= on the kernel command line, else 2375.",
+        _PROXY_ADDRESSES,
+    )
+    target: str = setting(
+        "", "What is connected to: unix:PATH or tcp:IP:PORT. Empty for `runtime.docker_socket`.", _TARGET_OR_NONE
+    )
+
+
+@frozen(kw_only=True)
+class KubernetesProxy:
+    """The Kubernetes API for the host: connections are relayed as they are."""
+
+    listen: tuple[str, ...] = setting(
+        ("auto",),
+        "The addresses to listen on, as above. auto: where the agent itself listens on vsock, vsock:16443.",
+        _PROXY_ADDRESSES,
+    )
+    target: str = setting("tcp:127.0.0.1:6443", "What is connected to: unix:PATH or tcp:IP:PORT.", _TARGET)
+
+
+@frozen(kw_only=True)
+class Proxy:
+    """APIs that the host reaches through the agent. Over vsock, `vsock.allowed_cids` holds for them as well."""
+
+    docker: DockerProxy = Factory(DockerProxy)
+    kubernetes: KubernetesProxy = Factory(KubernetesProxy)
+
+
+@frozen(kw_only=True)
 class Log:
     """The log, on standard error. Payloads of requests are never in it."""
 
@@ -323,6 +373,7 @@ class Settings:
     images: Images = Factory(Images)
     network: Network = Factory(Network)
     runtime: Runtime = Factory(Runtime)
+    proxy: Proxy = Factory(Proxy)
     log: Log = Factory(Log)
 
 
