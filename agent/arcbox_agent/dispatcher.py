@@ -170,7 +170,7 @@ class Dispatcher:
     async def _start_stream(self, command: type[StreamCommand[Any]], route: Route, frame: Frame) -> None:
         try:
             request = route.parse(frame.payload)
-            stream = self._streams.open(route.reply_type, frame.trace_id, command.accepts)
+            stream = self._streams.open(route.reply_type, frame.trace_id, command.accepts, route.exchange.end)
         except (RemoteProtocolError, CommandError) as error:
             self._streams.will_not_miss(frame.trace_id)
             await self._writer.write(_error_frame(frame, error))

@@ -19,6 +19,7 @@ from arcbox_guest.power import Power, Stopper
 from arcbox_guest.power_switches import power_switch
 from arcbox_guest.runtime.runtime import ContainerRuntime, RuntimeConfig
 from arcbox_guest.sandboxes.events import EventHub
+from arcbox_guest.sandboxes.files import SandboxFiles
 from arcbox_guest.sandboxes.manager import Defaults, SandboxManager
 from arcbox_guest.sandboxes.on_demand import OnDemandDriver
 from arcbox_guest.sandboxes.ownership import DataDirectory
@@ -50,6 +51,7 @@ def build_guest(settings: Settings) -> Guest:
             [Stopper("sandboxes", sandboxes.stop_all), Stopper("container runtime", runtime.stop)],
         ),
         runtime=runtime,
+        sandbox_files=SandboxFiles(sandboxes, settings.sandbox.max_file_mib * 2**20),
         sandboxes=sandboxes,
         system=System(),
     )

@@ -233,6 +233,9 @@ class Sandbox:
     max_processes: int = setting(
         1024, "Processes, and threads, that may run in a sandbox at the same time.", _up_to(MOST_PROCESSES)
     )
+    max_file_mib: int = setting(
+        256, "The largest file that a request may write into one of them, in MiB.", _up_to(MOST_MEMORY_MIB)
+    )
     no_new_privileges: bool = setting(
         False,
         "Whether set-user-ID programs (sudo, su) and file capabilities give nothing in them. The default user in them"

@@ -98,6 +98,7 @@ class OpenStream:
     _reply_type: int
     trace_id: str
     accepts: frozenset[MessageType]
+    _end_type: int | None
     inputs: Inputs = field(init=False, factory=Inputs)
     ready: trio.Event = field(init=False, factory=trio.Event)
     """Set by `started`."""
@@ -115,6 +116,12 @@ class OpenStream:
         header = encode_header(self._reply_type, self.trace_id, sum(map(len, parts)))
         await self._writer.write(header, *parts)
 
+    async def end(self) -> None:
+        """Send the empty frame that ends the stream."""
+        if self._end_type is None:
+            raise ValueError("the replies of this stream say themselves which is the last")
+        await self._writer.write(encode_frame(self._end_type, self.trace_id, b""))
+
 
 @define(eq=False)
 class Streams:
@@ -129,7 +136,9 @@ class Streams:
 
     _unmissed: deque[str] = field(init=False, factory=lambda: deque(maxlen=_UNMISSED))
 
-    def open(self, reply_type: int, trace_id: str, accepts: frozenset[MessageType]) -> OpenStream:
+    def open(
+        self, reply_type: int, trace_id: str, accepts: frozenset[MessageType], end_type: int | None = None
+    ) -> OpenStream:
         """Begin a stream, to which input finds its way from now on.
 
         Raises:
@@ -140,7 +149,7 @@ class Streams:
             raise CommandError(ErrorCode.CONFLICT, f"a stream with trace id {trace_id!r} is running on this connection")
         if self._count >= self._most:
             raise CommandError(ErrorCode.UNAVAILABLE, f"all {self._most} streams of this connection are in use")
-        stream = OpenStream(self._writer, reply_type, trace_id, accepts)
+        stream = OpenStream(self._writer, reply_type, trace_id, accepts, end_type)
         self._count += 1
         if trace_id:
             self._named[trace_id] = stream

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from arcbox_guest.network.network import SandboxNetwork
     from arcbox_guest.power import Power
     from arcbox_guest.runtime.runtime import ContainerRuntime
+    from arcbox_guest.sandboxes.files import SandboxFiles
     from arcbox_guest.sandboxes.manager import SandboxManager
     from arcbox_guest.system import System
 
@@ -33,5 +34,6 @@ class Guest:
 
     power: Power
     runtime: ContainerRuntime
+    sandbox_files: SandboxFiles
     sandboxes: SandboxManager
     system: System

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 from contextlib import contextmanager
@@ -35,6 +36,9 @@ _SYS_FACCESSAT2: Final = 439
 _SYS_MOUNT_SETATTR: Final = 442
 _SYS_SETGROUPS: Final = 116 if platform.machine() == "x86_64" else 159  # not so young
 
+_OPEN_ATTEMPTS: Final = 100
+"""How often openat2(2) is tried again that says EAGAIN: any rename on the machine in the same moment makes it do so."""
+
 _OPEN_TREE_CLONE: Final = 1
 _AT_EACCESS: Final = 0x200
 _AT_EMPTY_PATH: Final = 0x1000
@@ -43,7 +47,8 @@ _MOVE_MOUNT_F_EMPTY_PATH: Final = 4
 _MOVE_MOUNT_T_EMPTY_PATH: Final = 0x40
 _MOUNT_ATTR_RDONLY: Final = 1
 
-_libc = ctypes.CDLL(None, use_errno=True)
+libc = ctypes.CDLL(None, use_errno=True)
+"""For modules beside this one: what it returns is for `check_result`."""
 
 
 class _OpenHow(ctypes.Structure):
@@ -59,21 +64,29 @@ class _MountAttributes(ctypes.Structure):
 
 
 def open_in_root(root: int, path: str, flags: int) -> int:
-    """Open a path with an open directory as `/`: neither `..` nor a symbolic link leads out of it."""
+    """Open a path with an open directory as `/`: neither `..` nor a symbolic link leads out of it.
+
+    Raises:
+        OSError: EAGAIN, again and again something was renamed while `..` was resolved; and what openat2(2) says.
+    """
     how = _OpenHow(flags | os.O_CLOEXEC, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
-    return _check(_libc.syscall(_SYS_OPENAT2, root, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)), path)
+    arguments = (_SYS_OPENAT2, root, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
+    attempts = _OPEN_ATTEMPTS
+    while (opened := libc.syscall(*arguments)) == -1 and ctypes.get_errno() == errno.EAGAIN and attempts > 0:
+        attempts -= 1
+    return check_result(opened, path)
 
 
 def clone_mount(opened: int) -> int:
     """A mount of what is open (O_PATH will do), and of all that is mounted below, that hangs nowhere yet."""
     flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH | _AT_RECURSIVE
-    return _check(_libc.syscall(_SYS_OPEN_TREE, opened, b"", flags))
+    return check_result(libc.syscall(_SYS_OPEN_TREE, opened, b"", flags))
 
 
 def attach_mount(mount: int, target: int) -> None:
     """Hang a mount of `clone_mount` on what is open, in the calling thread's mount namespace."""
     flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
-    _check(_libc.syscall(_SYS_MOVE_MOUNT, mount, b"", target, b"", flags))
+    check_result(libc.syscall(_SYS_MOVE_MOUNT, mount, b"", target, b"", flags))
 
 
 def make_private(mount: int, *, readonly: bool = False) -> None:
@@ -81,28 +94,28 @@ def make_private(mount: int, *, readonly: bool = False) -> None:
     attributes = _MountAttributes(_MOUNT_ATTR_RDONLY if readonly else 0, 0, MS_PRIVATE, 0)
     flags = _AT_EMPTY_PATH | _AT_RECURSIVE
     size = ctypes.sizeof(attributes)
-    _check(_libc.syscall(_SYS_MOUNT_SETATTR, mount, b"", flags, ctypes.byref(attributes), size))
+    check_result(libc.syscall(_SYS_MOUNT_SETATTR, mount, b"", flags, ctypes.byref(attributes), size))
 
 
 def mount(source: str, target: str, kind: str | None, flags: int = 0, options: str = "") -> None:
     """Mount something, by the system call of that name."""
     arguments = (_bytes(source), _bytes(target), _bytes(kind), ctypes.c_ulong(flags), _bytes(options))
-    _check(_libc.mount(*arguments), target)
+    check_result(libc.mount(*arguments), target)
 
 
 def unmount(target: str, flags: int = 0) -> None:
     """umount2(2)."""
-    _check(_libc.umount2(_bytes(target), flags), target)
+    check_result(libc.umount2(_bytes(target), flags), target)
 
 
 def unshare(flags: int) -> None:
     """Give the calling thread namespaces of its own."""
-    _check(_libc.unshare(flags))
+    check_result(libc.unshare(flags))
 
 
 def setns(namespace: int, kind: int) -> None:
     """Move the calling thread into a namespace."""
-    _check(_libc.setns(namespace, kind))
+    check_result(libc.setns(namespace, kind))
 
 
 @contextmanager
@@ -121,21 +134,22 @@ def acting_as(uid: int, gid: int, groups: Sequence[int]) -> Iterator[None]:
 
 def _set_credentials(groups: Sequence[int], gid: int, uid: int) -> None:
     # The C library's setgroups is for all threads of the process.
-    _check(_libc.syscall(_SYS_SETGROUPS, len(groups), (ctypes.c_uint32 * len(groups))(*groups)))
-    _libc.setfsgid(ctypes.c_uint32(gid))
-    _libc.setfsuid(ctypes.c_uint32(uid))
+    check_result(libc.syscall(_SYS_SETGROUPS, len(groups), (ctypes.c_uint32 * len(groups))(*groups)))
+    libc.setfsgid(ctypes.c_uint32(gid))
+    libc.setfsuid(ctypes.c_uint32(uid))
 
 
 def check_executable(opened: int) -> None:
     """Find out whether what is open can be executed, by its permissions and its mount: faccessat2(2)."""
-    _check(_libc.syscall(_SYS_FACCESSAT2, opened, b"", os.X_OK, _AT_EACCESS | _AT_EMPTY_PATH))
+    check_result(libc.syscall(_SYS_FACCESSAT2, opened, b"", os.X_OK, _AT_EACCESS | _AT_EMPTY_PATH))
 
 
 def _bytes(text: str | None) -> bytes | None:
     return None if text is None else os.fsencode(text)
 
 
-def _check(result: int, path: str | None = None) -> int:
+def check_result(result: int, path: str | None = None) -> int:
+    """What a function of the C library has returned; errno, if that is -1, as an OSError."""
     if result == -1:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), path)

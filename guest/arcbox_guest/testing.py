@@ -19,6 +19,7 @@ from arcbox_guest.disks import Disks
 from arcbox_guest.files import Files
 from arcbox_guest.power import Power
 from arcbox_guest.runtime.runtime import ContainerRuntime, RuntimeConfig
+from arcbox_guest.sandboxes.files import SandboxFiles
 from arcbox_guest.sandboxes.testing import fake_manager
 from arcbox_guest.system import Memory, System
 
@@ -108,12 +109,14 @@ def fake_guest(  # noqa: PLR0913  by name, and each has a default
 
     Its sandboxes are in memory, and there while somebody has `guest.sandboxes.run` running.
     """
+    sandboxes = sandboxes or fake_manager()
     return Guest(
         clock=clock or ClockFollower(FakeClock(), enabled=True),
         disks=disks or Disks(mounts=()),
         files=files or Files(),
         power=power or Power(FakePowerSwitch()),
         runtime=runtime or absent_runtime(),
-        sandboxes=sandboxes or fake_manager(),
+        sandbox_files=SandboxFiles(sandboxes),
+        sandboxes=sandboxes,
         system=system or fake_system(),
     )

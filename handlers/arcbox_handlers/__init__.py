@@ -21,6 +21,16 @@ from .disks import DiskTrim
 from .files import MmapReadFile
 from .power import Shutdown
 from .runtime import EnsureRuntime, RuntimeStatus, WatchReadiness
+from .sandbox_files import (
+    ListDir,
+    MakeDir,
+    MoveEntry,
+    RemoveEntry,
+    SandboxFileRead,
+    SandboxFileWrite,
+    StatFile,
+    WatchDir,
+)
 from .sandbox_streams import SandboxEvents, SandboxExec, SandboxRun
 from .sandboxes import SandboxCreate, SandboxInspect, SandboxList, SandboxRemove, SandboxStop
 from .system import GetSystemInfo, Ping
@@ -65,5 +75,13 @@ def default_registry() -> Registry:
             SandboxRun,
             SandboxExec,
             SandboxEvents,
+            SandboxFileRead,
+            SandboxFileWrite,
+            StatFile,
+            ListDir,
+            MakeDir,
+            RemoveEntry,
+            MoveEntry,
+            WatchDir,
         ]
     )

@@ -110,6 +110,9 @@ class ReplyStream(Protocol):
     async def send_payload(self, *parts: Buffer) -> None:
         """Send one reply whose payload is these parts one after the other, uncopied."""
 
+    async def end(self) -> None:
+        """Send the empty frame that says that the stream is over, of the type that `Exchange.end` has for it."""
+
 
 @frozen
 class Command(ABC, Generic[RequestT]):

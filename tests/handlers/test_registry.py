@@ -28,8 +28,25 @@ NOW_SUPPORTED = {
     MessageType.SandboxRunRequest,
     MessageType.SandboxExecRequest,
     MessageType.SandboxEventsRequest,
+    MessageType.SandboxFileReadRequest,
+    MessageType.SandboxFileWriteRequest,
+    MessageType.StatFileRequest,
+    MessageType.ListDirRequest,
+    MessageType.MakeDirRequest,
+    MessageType.RemoveEntryRequest,
+    MessageType.MoveEntryRequest,
+    MessageType.WatchDirRequest,
 }
-SLOW = {MessageType.DiskTrimRequest, MessageType.SandboxStopRequest, MessageType.SandboxRemoveRequest}
+SLOW = {
+    MessageType.DiskTrimRequest,
+    MessageType.SandboxStopRequest,
+    MessageType.SandboxRemoveRequest,
+    MessageType.StatFileRequest,
+    MessageType.ListDirRequest,
+    MessageType.MakeDirRequest,
+    MessageType.RemoveEntryRequest,
+    MessageType.MoveEntryRequest,
+}
 LATER = {
     **{kind: exchange.request.name for kind, exchange in EXCHANGES.items() if kind not in NOW_SUPPORTED},
     **LATER_REQUESTS,

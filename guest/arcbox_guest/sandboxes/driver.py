@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from contextlib import AbstractAsyncContextManager
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
     from arcbox_guest.sandboxes.detached import DetachedProcess, DetachedSpec
     from arcbox_guest.sandboxes.model import ExecSpec, Spec, Statistics, TerminalSize
@@ -116,6 +116,15 @@ class Driver(Protocol):
         """All detached processes that a sandbox has or had, those that a former agent started too.
 
         Each call makes objects of its own: to be called once, before any is started.
+        """
+
+    def root(self, sandbox_id: str) -> AbstractContextManager[int]:
+        """A sandbox's root directory as its processes see it, open (O_PATH) for as long as the context lasts.
+
+        It may be entered in any thread.
+
+        Raises:
+            UnavailableError: the sandbox's init is gone.
         """
 
     async def terminate(self, sandbox_id: str) -> None:

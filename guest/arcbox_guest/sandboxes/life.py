@@ -145,6 +145,10 @@ class Life:
             except GuestError as error:
                 log.warning("link of a sandbox not removed", extra={"sandbox": self.id, "reason": str(error)})
 
+    async def over(self) -> None:
+        """Wait until nothing more can run in it."""
+        await self._over.wait()
+
     async def stop(self, grace: float) -> None:
         """End all that runs in it; what has ended already stays ended.
 

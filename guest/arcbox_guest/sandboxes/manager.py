@@ -31,6 +31,7 @@ from arcbox_guest.sandboxes.times import Times
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from arcbox_guest.images.store import ImageStore
     from arcbox_guest.network.network import SandboxNetwork
@@ -272,6 +273,18 @@ class SandboxManager:
         life = self._find(sandbox_id)
         async with life.process(command, life.admit(needs)) as process:
             yield process
+
+    def root(self, sandbox_id: str) -> AbstractContextManager[int]:
+        """The root directory of a sandbox as its processes see it: `Driver.root`, in any thread."""
+        return self._driver.root(sandbox_id)
+
+    async def over(self, sandbox_id: str) -> None:
+        """Wait until a sandbox has ended, or is about to: nothing more can run in it.
+
+        Raises:
+            NotFoundError: there is no such sandbox.
+        """
+        await self._find(sandbox_id).over()
 
     def subscribe(self, sandbox_id: str = "", action: Action | None = None) -> Subscription:
         """The events from now on, as a context to iterate over: of one sandbox, or all; one action, or all."""

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING
 import trio
 from attrs import define, field
 
+from arcbox_guest.errors import UnavailableError
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from arcbox_guest.sandboxes.detached import DetachedProcess, DetachedSpec
@@ -51,6 +54,11 @@ class OnDemandDriver:
 
     async def detached(self, sandbox_id: str) -> Sequence[DetachedProcess]:
         return await (await self._driver()).detached(sandbox_id)
+
+    def root(self, sandbox_id: str) -> AbstractContextManager[int]:
+        if self._loaded is None:
+            raise UnavailableError(f"sandbox {sandbox_id} does not run")
+        return self._loaded.root(sandbox_id)
 
     async def terminate(self, sandbox_id: str) -> None:
         await (await self._driver()).terminate(sandbox_id)

@@ -7,14 +7,22 @@ async with driver.process("web", ExecSpec(argv=("cat",))) as process: ...
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+import os
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import trio
 from attrs import Factory, define, field
 
-from arcbox_guest.errors import ConflictError, GuestError, InvalidArgumentError, OutOfRangeError, UnavailableError
+from arcbox_guest.errors import (
+    ConflictError,
+    GuestError,
+    InvalidArgumentError,
+    NotSupportedError,
+    OutOfRangeError,
+    UnavailableError,
+)
 from arcbox_guest.sandboxes import _fake_programs as programs
 from arcbox_guest.sandboxes.detached import Channel, Exit, Piece
 from arcbox_guest.sandboxes.events import EventHub
@@ -24,7 +32,7 @@ from arcbox_guest.sandboxes.output_log import OutputLog
 from arcbox_guest.sandboxes.records import Records
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
     from arcbox_guest.sandboxes._fake_programs import Program
     from arcbox_guest.sandboxes.detached import DetachedSpec
@@ -424,6 +432,9 @@ class FakeDriver:
     programs: dict[tuple[str, ...], Program] = Factory(dict)
     """What command lines do, beyond those of `_fake_programs`."""
 
+    files: Path | None = None
+    """The root directory of every sandbox, of a test's own; without it they have no files."""
+
     name: str = field(init=False, default="fake")
     sandboxes: dict[str, FakeSandbox] = field(init=False, factory=dict)
     calls: list[tuple[str, str]] = field(init=False, factory=list)
@@ -470,6 +481,17 @@ class FakeDriver:
         await self._begin("detached", sandbox_id)
         sandbox = self.sandboxes.get(sandbox_id)
         return [] if sandbox is None else [FakeDetached(recording) for recording in sandbox.recordings.values()]
+
+    @contextmanager
+    def root(self, sandbox_id: str) -> Iterator[int]:
+        self._up(sandbox_id)
+        if self.files is None:
+            raise NotSupportedError(f"sandbox {sandbox_id} has no files: it is in memory")
+        directory = os.open(self.files, os.O_PATH | os.O_DIRECTORY)
+        try:
+            yield directory
+        finally:
+            os.close(directory)
 
     async def terminate(self, sandbox_id: str) -> None:
         await self._begin("terminate", sandbox_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
@@ -19,7 +20,7 @@ from arcbox_guest.sandboxes.testing import ROOTFS, FakeDriver
 from arcbox_guest.sandboxes.times import Times
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
     from types import ModuleType
 
     from arcbox_guest.sandboxes.driver import Driver
@@ -33,6 +34,8 @@ OCI_WORLD = Path(__file__).with_name("oci_world.py")
 `missing(runtime) -> str`: what this machine lacks for it, as a reason to skip; empty if nothing.
 `open_world(runtime, directory)`: an async context manager of a `World`.
 """
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  a directory of the test's own is made there
 
 MIDNIGHT_NS = 1_767_225_600_000_000_000
 """When the clock of every test begins."""
@@ -118,6 +121,16 @@ class FakeAgent:
 @pytest.fixture
 def records(tmp_path: Path) -> Records:
     return Records(tmp_path / "records", run_sync=inline)
+
+
+@pytest.fixture
+def in_memory(tmp_path: Path) -> Iterator[Path]:
+    """A directory where many files are made in no time, if the machine has such a place."""
+    if not SHARED_MEMORY.is_dir():
+        yield tmp_path
+        return
+    with TemporaryDirectory(dir=SHARED_MEMORY, prefix="arcbox-test-") as directory:
+        yield Path(directory)
 
 
 @pytest.fixture

@@ -106,6 +106,9 @@ class StubStream:
             raise self.error
         self.sent.append(sandbox_v1.ExecOutput.FromString(b"".join(parts)).data)
 
+    async def end(self) -> None:
+        raise NotImplementedError
+
 
 @pytest.mark.parametrize("at", [0.5, 1.0, 1.5])
 async def test_a_piece_that_comes_when_the_wait_ends_is_not_lost(autojump_clock: MockClock, at: float) -> None:

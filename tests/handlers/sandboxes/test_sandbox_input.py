@@ -113,8 +113,8 @@ async def test_input_without_a_name_goes_to_the_only_exec_though_a_run_is_there(
     await run.process()
     await request(rig, "only", trace_id="1")
     await send(rig, b"x", trace_id="")
-    await send(rig, b"y", trace_id="unknown")
-    assert only.typed == [b"x", b"y"]
+    await send(rig, b"y", trace_id="unknown")  # of one that has ended, perhaps
+    assert only.typed == [b"x"]
     assert run.typed == [b""]
 
 

@@ -32,6 +32,7 @@ from arcbox_guest.sandboxes.oci.trees import remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from arcbox_guest.network.network import SandboxNetwork
     from arcbox_guest.sandboxes.detached import DetachedProcess, DetachedSpec
@@ -152,6 +153,9 @@ class OciDriver:
     async def detached(self, sandbox_id: str) -> Sequence[DetachedProcess]:
         sessions = await self._sessions(sandbox_id)
         return await self._in_thread(sessions.find)
+
+    def root(self, sandbox_id: str) -> AbstractContextManager[int]:
+        return self._find(sandbox_id).root()
 
     async def terminate(self, sandbox_id: str) -> None:
         await self._find(sandbox_id).terminate()

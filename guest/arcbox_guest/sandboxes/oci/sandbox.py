@@ -149,7 +149,7 @@ class LiveSandbox:
             raise TimedOutError(f"the files of sandbox {self.id} can't be read: its storage does not answer") from None
 
     def _look_up(self, command: ExecSpec) -> bytes:
-        with self._root() as root:
+        with self.root() as root:
             identity = users.find(root, command.user or self.spec.user)
             cwd = posixpath.join("/", command.working_dir or self.spec.working_dir)
             _check_directory(root, cwd)
@@ -198,7 +198,7 @@ class LiveSandbox:
             raise GuestError(f"the process can't be started in sandbox {self.id}: {error.strerror}") from error
 
     @contextmanager
-    def _root(self) -> Iterator[int]:
+    def root(self) -> Iterator[int]:
         """The sandbox's root directory, as its init sees it."""
         try:
             with open_path(f"/proc/{self.init}/root", os.O_PATH | os.O_DIRECTORY) as root:
