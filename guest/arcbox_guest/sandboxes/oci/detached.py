@@ -30,7 +30,7 @@ from arcbox_guest.sandboxes.detached import Channel, DetachedSpec, Exit, Piece
 from arcbox_guest.sandboxes.model import SIGNALLED
 from arcbox_guest.sandboxes.oci import recorder
 from arcbox_guest.sandboxes.oci.recording import Recording
-from arcbox_guest.sandboxes.oci.trees import remove_tree
+from arcbox_guest.sandboxes.oci.root_files import remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

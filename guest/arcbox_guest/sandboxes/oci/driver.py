@@ -26,9 +26,9 @@ from arcbox_guest.sandboxes.oci.images import Images
 from arcbox_guest.sandboxes.oci.mounts import Sources, Stage
 from arcbox_guest.sandboxes.oci.namespace import MountNamespace
 from arcbox_guest.sandboxes.oci.recording import Recorder
+from arcbox_guest.sandboxes.oci.root_files import remove_tree
 from arcbox_guest.sandboxes.oci.runtime import Runtime
 from arcbox_guest.sandboxes.oci.sandbox import LiveSandbox
-from arcbox_guest.sandboxes.oci.trees import remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence

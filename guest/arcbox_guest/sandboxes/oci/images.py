@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+import struct
 from contextlib import contextmanager, suppress
+from fcntl import ioctl
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
@@ -13,7 +16,6 @@ from attrs import define, field
 
 from arcbox_guest import linux
 from arcbox_guest.errors import GuestError, InvalidArgumentError
-from arcbox_guest.sandboxes.oci import loop
 from arcbox_guest.sandboxes.oci.mounts import MountStack
 from arcbox_guest.sandboxes.oci.root_files import open_path
 
@@ -28,6 +30,18 @@ _MAGIC: Final = (("ext4", 1080, b"\x53\xef"), ("erofs", 1024, b"\xe2\xe1\xf5\xe0
 
 # A journal is not replayed: nothing is ever written to an image, and one that was in use when it was copied will do.
 _OPTIONS: Final = {"ext4": "noload"}
+
+# Loop devices: a file as a block device. See loop(4) and linux/loop.h.
+_LOOP_CONFIGURE: Final = 0x4C0A
+_LOOP_CTL_GET_FREE: Final = 0x4C82
+_LO_FLAGS_READ_ONLY: Final = 1
+_LO_FLAGS_AUTOCLEAR: Final = 4
+
+_LOOP_CONFIG: Final = struct.Struct("=II 52xI 176x 64x")
+"""struct loop_config: the file, the block size (0 for 512); of the struct loop_info64 in it only lo_flags."""
+
+_ATTEMPTS: Final = 16
+"""Devices that others may take between our asking for a free one and taking it."""
 
 
 @define(eq=False)
@@ -143,7 +157,7 @@ def _mount_file(file: int, name: str, path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
     flags = linux.MS_RDONLY | linux.MS_NODEV | linux.MS_NOSUID
     try:
-        with loop.attached(file) as device:
+        with _loop_device(file) as device:
             linux.mount(device, str(path), kind, flags, _OPTIONS.get(kind, ""))
     except (OSError, GuestError) as error:
         path.rmdir()
@@ -164,3 +178,37 @@ def _kind(file: int, name: str) -> str:
     raise InvalidArgumentError(
         f"the root file system, {name}, is a file, but no image of a kind that is known: {known}"
     )
+
+
+@contextmanager
+def _loop_device(file: int) -> Iterator[str]:
+    """The path of a read-only loop device for an open file; once the context is left, it lives while it is mounted.
+
+    Raises:
+        GuestError: there is none to be had.
+    """
+    device, path = _attach_loop_device(file)
+    try:
+        yield path
+    finally:
+        os.close(device)
+
+
+def _attach_loop_device(file: int) -> tuple[int, str]:
+    config = _LOOP_CONFIG.pack(file, 0, _LO_FLAGS_READ_ONLY | _LO_FLAGS_AUTOCLEAR)
+    control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        for _ in range(_ATTEMPTS):
+            path = f"/dev/loop{ioctl(control, _LOOP_CTL_GET_FREE)}"
+            device = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                ioctl(device, _LOOP_CONFIGURE, config)
+            except OSError as error:
+                os.close(device)
+                if error.errno != errno.EBUSY:
+                    raise
+            else:
+                return device, path
+    finally:
+        os.close(control)
+    raise GuestError("no loop device is free: others take them all")

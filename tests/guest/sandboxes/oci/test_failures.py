@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from tests.guest.sandboxes.oci.conftest import Boxes, World
 
 
+crun = pytest.mark.parametrize("technique", ["crun"], indirect=True)
+"""For what happens with a stand-in for the runtime."""
+
+
 def program(path: Path, script: str) -> str:
     """A stand-in for a runtime that behaves badly."""
     path.write_text(f"#!/bin/sh\n{script}\n")
@@ -60,6 +64,7 @@ FAILURES = {
 }
 
 
+@crun
 @pytest.mark.parametrize("how", FAILURES)
 async def test_a_runtime_that_fails_to_create_is_an_error_and_nothing_is_left(
     boxes: Boxes, world: World, tmp_path: Path, how: str
@@ -71,6 +76,7 @@ async def test_a_runtime_that_fails_to_create_is_an_error_and_nothing_is_left(
     assert world.leftovers() == []
 
 
+@crun
 async def test_a_runtime_that_hangs_while_it_creates_is_ended_with_all_its_children(
     boxes: Boxes, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,6 +87,7 @@ async def test_a_runtime_that_hangs_while_it_creates_is_ended_with_all_its_child
     assert world.leftovers() == []
 
 
+@crun
 async def test_a_creation_that_hangs_can_be_cancelled(boxes: Boxes, world: World, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     await use(world, program(tmp_path / "bad", f"echo >{tmp_path}/fifo; sleep 1000"))
@@ -91,6 +98,7 @@ async def test_a_creation_that_hangs_can_be_cancelled(boxes: Boxes, world: World
     assert world.leftovers() == []
 
 
+@crun
 @pytest.mark.parametrize("terminal", [None, TerminalSize()])
 async def test_a_runtime_that_hangs_while_it_starts_a_process_is_an_error(
     boxes: Boxes, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: TerminalSize | None
@@ -105,6 +113,7 @@ async def test_a_runtime_that_hangs_while_it_starts_a_process_is_an_error(
         await world.driver.idle("box")
 
 
+@crun
 @pytest.mark.parametrize("terminal", [None, TerminalSize()])
 async def test_a_runtime_that_hangs_since_the_sandbox_has_ended_is_not_to_blame(
     boxes: Boxes, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: TerminalSize | None
@@ -131,6 +140,7 @@ async def test_a_runtime_that_hangs_since_the_sandbox_has_ended_is_not_to_blame(
     assert codes == ([137] if terminal is None else [])
 
 
+@crun
 async def test_a_runtime_that_fails_to_start_a_process_says_why_on_its_stderr(
     boxes: Boxes, world: World, tmp_path: Path
 ) -> None:
@@ -140,6 +150,7 @@ async def test_a_runtime_that_fails_to_start_a_process_says_why_on_its_stderr(
     assert (result.exit_code, result.stderr) == (1, b"can not\n")
 
 
+@crun
 async def test_a_runtime_that_fails_to_open_a_terminal_is_an_error_that_says_why(
     boxes: Boxes, world: World, tmp_path: Path
 ) -> None:
@@ -158,6 +169,7 @@ async def test_what_is_not_installed_is_named_with_its_setting(tmp_path: Path) -
         await OciDriver(tmp_path / "data", init="not-installed").create(spec)
 
 
+@crun
 async def test_a_runtime_that_is_gone_is_an_error(boxes: Boxes, world: World, tmp_path: Path) -> None:
     await boxes()
     await use(world, str(tmp_path / "gone"))

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
+def technique() -> str:
+    """One runtime: what is tested here is done before it is called."""
+    return "crun"
+
+
+@pytest.fixture
 def shared(tmp_path: Path) -> Path:
     """A directory of the guest's, with a file."""
     path = tmp_path / "shared"

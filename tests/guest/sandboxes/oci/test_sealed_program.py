@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from arcbox_guest.sandboxes.model import ExecSpec
-from arcbox_guest.sandboxes.oci.sealed import SealedProgram
+from arcbox_guest.sandboxes.oci.runtime import SealedProgram
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from tests.guest.sandboxes.oci.conftest import Boxes
 
 
+@pytest.fixture
+def technique() -> str:
+    """One runtime: what is tested here is done before it is called."""
+    return "crun"
+
+
 async def ids(boxes: Boxes, user: str) -> str:
     box = await boxes()
     await box.sh("echo 'web:x:1000:1001::/srv/web:/bin/sh' >>/etc/passwd")
