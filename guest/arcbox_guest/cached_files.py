@@ -10,15 +10,12 @@ from __future__ import annotations
 import ctypes
 import os
 import stat
-from functools import cache
-from pathlib import Path
 from struct import Struct
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from attrs import define, field
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from arcbox_guest import linux, mountinfo
 
 _LOCAL: Final = frozenset({"btrfs", "ext2", "ext3", "ext4", "erofs", "f2fs", "ramfs", "squashfs", "tmpfs", "xfs"})
 """File systems whose inodes, once in memory, need nobody else."""
@@ -26,16 +23,6 @@ _LOCAL: Final = frozenset({"btrfs", "ext2", "ext3", "ext4", "erofs", "f2fs", "ra
 _MOST_MOUNTS: Final = 1024
 """Remembered; mounts come and go, and their ids are never used again."""
 
-_SYS_OPENAT2: Final = 437
-"""On all architectures."""
-
-_OPEN_HOW: Final = Struct("=QQQ")
-"""struct open_how of openat2(2): flags, mode, resolve."""
-
-_RESOLVE_CACHED: Final = 0x20
-"""Since Linux 5.12: EAGAIN rather than waiting for a directory to be read."""
-
-_AT_FDCWD: Final = -100
 _AT_EMPTY_PATH: Final = 0x1000
 _AT_STATX_DONT_SYNC: Final = 0x4000
 _STATX_WANTED: Final = 0x203
@@ -116,40 +103,24 @@ def is_local_and_cached(path: bytes) -> bool:
         os.close(handle)
 
 
-def _kind_of_mount(mount: int) -> str:
-    """The type of the file system of a mount; empty for one that is not seen from here. See proc_pid_mountinfo(5)."""
-    for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n"):
-        if line.startswith(b"%d " % mount):
-            return line.partition(b" - ")[2].split(b" ")[0].decode()
-    return ""
+def _kind_of_mount(number: int) -> str:
+    """The type of the file system of a mount; empty for one that is not seen from here."""
+    found = (mount.kind for mount in mountinfo.mounts(mountinfo.OWN.read_bytes()) if mount.id == number)
+    return next(found, "")
 
 
 def _open_cached(path: bytes) -> int | None:
-    how = _OPEN_HOW.pack(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_CACHED)
-    descriptor = _syscall()(_SYS_OPENAT2, _AT_FDCWD, path, how, len(how))
-    return descriptor if descriptor >= 0 else None
+    try:
+        return linux.open_cached(path)
+    except OSError:
+        return None
 
 
 def _status(descriptor: int, kind_of_id: int) -> _Status | None:
     """What the kernel has at hand on an open file; None where it does not know that kind of mount id."""
     buffer = _StatxBuffer()
     flags, mask = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, _STATX_WANTED | kind_of_id
-    if _statx()(descriptor, b"", flags, mask, buffer) != 0:
+    if linux.libc.statx(descriptor, b"", flags, mask, buffer) != 0:
         return None
     known, *status = _STATX.unpack_from(buffer)
     return _Status(*status) if known & mask == mask else None
-
-
-@cache
-def _syscall() -> Callable[[int, int, bytes, bytes, int], int]:
-    syscall = ctypes.CDLL(None).syscall
-    syscall.restype = ctypes.c_long
-    syscall.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t)
-    return syscall
-
-
-@cache
-def _statx() -> Callable[[int, bytes, int, int, ctypes.Array[ctypes.c_char]], int]:
-    statx = ctypes.CDLL(None).statx
-    statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p)
-    return statx

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import trio
 from attrs import define, field, frozen
 
-from arcbox_guest import linux
+from arcbox_guest import linux, mountinfo
 from arcbox_guest.errors import ConflictError, GuestError, NotFoundError, NotSupportedError
 from arcbox_guest.kernel_command_line import parameter
 from arcbox_guest.tools import run_tool
@@ -290,9 +290,8 @@ def _file_system(path: Path) -> tuple[str, bool]:
     while not path.exists():
         path = path.parent
     best, kind = -1, "unknown"
-    for line in Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines():
-        mount, _, source = line.partition(" - ")
-        point = Path(mount.split(" ")[4])
+    for mount in mountinfo.mounts(mountinfo.OWN.read_bytes()):
+        point = Path(mount.target)
         if path.is_relative_to(point) and len(point.parts) >= best:
-            best, kind = len(point.parts), source.split(" ")[0]
+            best, kind = len(point.parts), mount.kind
     return kind, bool(os.statvfs(path).f_flag & os.ST_RDONLY)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import re
 from fcntl import ioctl
-from pathlib import Path
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 import trio
 from attrs import define, field, frozen
 
+from arcbox_guest import mountinfo
 from arcbox_guest.errors import GuestError
 
 if TYPE_CHECKING:
@@ -100,7 +99,7 @@ class Disks:
 
     def _trim(self) -> tuple[TrimResult, ...]:
         try:
-            devices = mounted_devices(Path("/proc/self/mountinfo").read_bytes())
+            devices = mounted_devices(mountinfo.OWN.read_bytes())
         except OSError as error:
             raise GuestError(f"what is mounted can't be read: {error}") from error
         by_device: dict[str, str] = {}
@@ -123,20 +122,10 @@ class Disks:
             return TrimResult(mount, error=error.strerror)
 
 
-def mounted_devices(mountinfo: bytes) -> dict[str, str]:
+def mounted_devices(content: bytes) -> dict[str, str]:
     """The device number, as text, of what is mounted on top of each mount point.
 
     Args:
-        mountinfo: the content of /proc/PID/mountinfo, proc_pid_mountinfo(5). Its device number is the file
-            system's own: all subvolumes of a btrfs share it, whatever stat(2) says of them.
+        content: that of /proc/PID/mountinfo.
     """
-    devices: dict[str, str] = {}
-    for line in filter(None, mountinfo.split(b"\n")):  # a path may hold what else ends a line elsewhere
-        _mount_id, _parent_id, device, _root, mount_point, *_ = line.split(b" ")
-        devices[os.fsdecode(_unescape(mount_point))] = device.decode()
-    return devices
-
-
-def _unescape(field: bytes) -> bytes:
-    """Undo the kernel's octal escapes of space, tab, newline and backslash."""
-    return re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), field)
+    return {mount.target: mount.device for mount in mountinfo.mounts(content)}

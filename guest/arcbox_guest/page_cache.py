@@ -14,6 +14,8 @@ from mmap import MAP_SHARED, PAGESIZE, PROT_READ, mmap
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
+from arcbox_guest import linux
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -42,7 +44,7 @@ def is_resident(descriptor: int, offset: int, length: int) -> bool:
     """
     first, last = offset // PAGESIZE, (offset + length - 1) // PAGESIZE
     found = _CachestatBuffer()
-    if _libc().syscall(_SYS_CACHESTAT, descriptor, _CACHESTAT_RANGE.pack(offset, length), found, 0) != 0:
+    if linux.libc.syscall(_SYS_CACHESTAT, descriptor, _CACHESTAT_RANGE.pack(offset, length), found, 0) != 0:
         return False
     cached: int = _CACHESTAT.unpack(found.raw)[0]
     return cached == last - first + 1
@@ -84,9 +86,9 @@ def _map(descriptor: int, offset: int, length: int) -> mmap | None:
 
 def _all_cached(mapping: mmap) -> bool:
     """Whether the page cache has it all. mincore(2) asks for a third of the time that mapping the pages takes."""
-    libc, (address, size) = _libc(), _location(mapping)
+    address, size = _location(mapping)
     pages = (ctypes.c_char * -(-size // PAGESIZE))()
-    return libc.mincore(address, size, pages) == 0 and b"\0" not in pages.raw
+    return linux.libc.mincore(address, ctypes.c_size_t(size), pages) == 0 and b"\0" not in pages.raw
 
 
 def _populate(mapping: mmap) -> int:
@@ -94,7 +96,8 @@ def _populate(mapping: mmap) -> int:
 
     `mmap.madvise` would hold the interpreter lock for as long as the storage takes; ctypes lets go of it.
     """
-    return ctypes.get_errno() if _libc().madvise(*_location(mapping), _MADV_POPULATE_READ) else 0
+    address, size = _location(mapping)
+    return ctypes.get_errno() if linux.libc.madvise(address, ctypes.c_size_t(size), _MADV_POPULATE_READ) else 0
 
 
 def _read_ahead(descriptor: int, offset: int, length: int) -> bool:
@@ -110,18 +113,8 @@ def _read_ahead(descriptor: int, offset: int, length: int) -> bool:
 
 
 @cache
-def _libc() -> ctypes.CDLL:
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    libc.syscall.restype = ctypes.c_long
-    libc.syscall.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_uint)
-    libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
-    return libc
-
-
-@cache
 def _as_read_buffer() -> Callable[..., int]:
-    """The way to an address that does not refuse read-only memory, as ctypes' own from_buffer does."""
+    """Buffer address of a read-only mapping, which ctypes' own from_buffer refuses."""
     function = ctypes.pythonapi.PyObject_AsReadBuffer
     function.argtypes = (ctypes.py_object, ctypes.c_void_p, ctypes.c_void_p)
     return function

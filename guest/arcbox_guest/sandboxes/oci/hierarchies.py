@@ -6,12 +6,12 @@ there in both worlds. Limits and statistics are those of whoever has the control
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attrs import Factory, frozen
 
+from arcbox_guest import mountinfo
 from arcbox_guest.errors import NotSupportedError
 
 if TYPE_CHECKING:
@@ -45,11 +45,11 @@ class Hierarchies:
         return self.v1[name]
 
 
-def find(mountinfo: Path = Path("/proc/self/mountinfo"), root: Path = Path("/")) -> Hierarchies:
+def find(content: Path = mountinfo.OWN, root: Path = Path("/")) -> Hierarchies:
     """The hierarchies of this machine.
 
     Args:
-        mountinfo: a file as in proc_pid_mountinfo(5).
+        content: a file as in proc_pid_mountinfo(5).
         root: where the paths in it begin.
 
     Raises:
@@ -57,14 +57,12 @@ def find(mountinfo: Path = Path("/proc/self/mountinfo"), root: Path = Path("/"))
     """
     unified: list[Path] = []
     v1: dict[str, Path] = {}
-    for line in mountinfo.read_text("utf-8", "replace").splitlines():
-        mount, _, source = line.partition(" - ")
-        kind, _device, options = source.split(" ", 2)
-        path = root / _unescape(mount.split(" ")[4]).lstrip("/")
-        if kind == "cgroup2":
+    for mount in mountinfo.mounts(content.read_bytes()):
+        path = root / mount.target.lstrip("/")
+        if mount.kind == "cgroup2":
             unified.append(path)
-        elif kind == "cgroup":
-            v1 |= dict.fromkeys(_controllers(options), path)
+        elif mount.kind == "cgroup":
+            v1 |= dict.fromkeys(_controllers(mount.options), path)
     if not unified:
         raise NotSupportedError("sandboxes need cgroup2, and it is not mounted: mount -t cgroup2 none /sys/fs/cgroup")
     return Hierarchies(unified[0], v1)
@@ -74,7 +72,3 @@ def _controllers(options: str) -> list[str]:
     """Those among the options of a v1 hierarchy's file system."""
     other = {"rw", "ro", "xattr", "noprefix", "clone_children", "cpuset_v2_mode"}
     return [option for option in options.split(",") if option not in other and not option.startswith("release_agent=")]
-
-
-def _unescape(path: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), path)
