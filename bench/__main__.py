@@ -25,6 +25,7 @@ BENCHES = (
     Bench("pings", "one connection: round trip, pipelined", pings.measure),
     Bench("pings-unpinned", "the same, on whatever cores the scheduler chooses", pings.measure, pinned=False),
     Bench("connections", "16 and 256 connections at once", connections.measure_many),
+    Bench("tail", "the slowest pings of 256 connections at once", connections.measure_tail),
     Bench("connect", "connect, ping, close", connections.measure_new),
     Bench("files", "MmapReadFile of 1 and 32 MiB", files.measure),
     Bench("system-info", "GetSystemInfo", system_info.measure),

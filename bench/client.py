@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
+import time
 from typing import TYPE_CHECKING, NoReturn
 
 from attrs import frozen
@@ -88,6 +90,29 @@ class Exchange:
                     answer += receive(size - len(answer))
                 if answer != reply:
                     raise UnexpectedReplyError(f"{request!r} was answered {answer!r}, not {reply!r}")
+
+    def latencies(self, connections: Sequence[socket.socket], count: int) -> list[float]:
+        """The seconds that each of `count` round trips took, with one under way on every connection all the time."""
+        request, size = self.request, len(self.reply)
+        by_number = {connection.fileno(): connection for connection in connections}
+        taken: list[float] = []
+        with select.epoll() as ready:
+            sent: dict[int, float] = {}
+            for number, connection in by_number.items():
+                ready.register(number, select.EPOLLIN)
+                sent[number] = time.perf_counter()
+                connection.send(request)
+            while sent:
+                for number, _ in ready.poll():
+                    connection = by_number[number]
+                    if len(connection.recv(size)) != size:
+                        raise UnexpectedReplyError("a reply came in pieces")
+                    now = time.perf_counter()
+                    taken.append(now - sent.pop(number))
+                    if len(taken) + len(sent) < count:
+                        sent[number] = now
+                        connection.send(request)
+        return taken
 
     def pipelined(self, connection: socket.socket, window: int, count: int) -> None:
         """`count` round trips on one connection with `window` requests under way: each reply lets one more go."""

@@ -44,7 +44,7 @@ def _target(figure: Figure) -> str:
     if figure.target is None:
         return ""
     verdict = "met" if figure.meets_target else "MISSED"
-    bound = f"{figure.target.bound:.1f}" if figure.target.of == "ratio" else f"{figure.target.bound:g} {figure.unit}"
+    bound = f"{figure.target.bound}" if figure.target.of == "ratio" else f"{figure.target.bound:g} {figure.unit}"
     return f"{figure.target.relation} {bound}  {verdict}"
 
 

@@ -22,8 +22,14 @@ if TYPE_CHECKING:
     from arcbox_protocol import Frame, FrameDecoder
 
 _READS_IN_A_ROW: Final = 3
-"""Receives that find something at once before the other connections get their turn. A peer that answers fast is served
-without a trip through the scheduler; with many such peers, each waits for all the others this many times."""
+"""Receives without waiting before the other connections get their turn. A peer that answers fast is served without a
+trip through the scheduler; where many do, each waits for this many rounds of all the others."""
+
+_MOST_MISSES: Final = 3
+"""Give up receiving without waiting after this many misses: with many connections it costs a system call each time."""
+
+_MISSES_FORGIVEN: Final = 1 / 32
+"""Of a miss, per batch that was waited for: try again every so often."""
 
 
 @define(eq=False)
@@ -46,6 +52,9 @@ class FrameReader:
     _stopped: bool = field(init=False, default=False)
     _reads: int = field(init=False, default=0)
     """Receives since one had to be waited for."""
+
+    _misses: float = field(init=False, default=0.0)
+    """Receives without waiting that found nothing."""
 
     @property
     def complaint(self) -> ErrorReply | None:
@@ -110,17 +119,25 @@ class FrameReader:
         if self._reads >= _READS_IN_A_ROW:
             self._reads = 0
             await trio.lowlevel.checkpoint()
+        wait = self._misses >= _MOST_MISSES
         while decoder.fault is None and not self._timed_out and not self._stopped:
-            data = transport.receive_nowait()
-            if data is None:
+            if wait:
                 await self._wait_readable()
+                wait = False
+            elif (data := transport.receive_nowait()) is None:
+                self._misses += 1
+                wait = True
             elif not data:
                 break
             elif frames := decoder.feed(data):
-                self._frame_deadline = None
-                self._reads += 1
+                self._note_read()
                 return frames
         raise trio.EndOfChannel
+
+    def _note_read(self) -> None:
+        self._frame_deadline = None
+        self._reads += 1
+        self._misses = 0 if self._reads > 1 else max(0, self._misses - _MISSES_FORGIVEN)
 
     async def _wait_readable(self) -> None:
         """Wait for more, no longer than a frame that was begun has time. That runs only while somebody waits here."""
