@@ -24,6 +24,7 @@ from arcbox_guest.sandboxes.manager import Defaults, SandboxManager
 from arcbox_guest.sandboxes.on_demand import OnDemandDriver
 from arcbox_guest.sandboxes.ownership import DataDirectory
 from arcbox_guest.sandboxes.records import Records
+from arcbox_guest.sandboxes.snapshots import Snapshots
 from arcbox_guest.system import System
 
 if TYPE_CHECKING:
@@ -119,4 +120,5 @@ def _sandbox_manager(settings: Sandbox, network: SandboxNetwork | None, images: 
         network=network,
         images=images,
         data=DataDirectory(data_dir),
+        snapshots=Snapshots(data_dir / "snapshots"),
     )

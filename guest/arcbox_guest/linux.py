@@ -36,6 +36,7 @@ _SYS_OPENAT2: Final = 437
 _SYS_FACCESSAT2: Final = 439
 _SYS_MOUNT_SETATTR: Final = 442
 _SYS_SETGROUPS: Final = 116 if platform.machine() == "x86_64" else 159  # not so young
+_SYS_PIVOT_ROOT: Final = 155 if platform.machine() == "x86_64" else 41
 
 _AT_FDCWD: Final = -100
 
@@ -125,6 +126,11 @@ def mount(source: str, target: str, kind: str | None, flags: int = 0, options: s
 def unmount(target: str, flags: int = 0) -> None:
     """umount2(2)."""
     check_result(libc.umount2(_bytes(target), flags), target)
+
+
+def pivot_root(new_root: str, put_old: str) -> None:
+    """Make a mount the root of the calling thread's mount namespace: the system call of that name."""
+    check(libc.syscall(_SYS_PIVOT_ROOT, _bytes(new_root), _bytes(put_old)))
 
 
 def unshare(flags: int) -> None:

@@ -31,6 +31,7 @@ from .sandbox_files import (
     StatFile,
     WatchDir,
 )
+from .sandbox_snapshots import SandboxCheckpoint, SandboxDeleteSnapshot, SandboxListSnapshots, SandboxRestore
 from .sandbox_streams import SandboxEvents, SandboxExec, SandboxRun
 from .sandboxes import SandboxCreate, SandboxInspect, SandboxList, SandboxRemove, SandboxStop
 from .system import GetSystemInfo, Ping
@@ -83,5 +84,9 @@ def default_registry() -> Registry:
             RemoveEntry,
             MoveEntry,
             WatchDir,
+            SandboxCheckpoint,
+            SandboxRestore,
+            SandboxListSnapshots,
+            SandboxDeleteSnapshot,
         ]
     )

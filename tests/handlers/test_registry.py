@@ -36,6 +36,10 @@ NOW_SUPPORTED = {
     MessageType.RemoveEntryRequest,
     MessageType.MoveEntryRequest,
     MessageType.WatchDirRequest,
+    MessageType.SandboxCheckpointRequest,
+    MessageType.SandboxRestoreRequest,
+    MessageType.SandboxListSnapshotsRequest,
+    MessageType.SandboxDeleteSnapshotRequest,
 }
 SLOW = {
     MessageType.DiskTrimRequest,
@@ -46,6 +50,8 @@ SLOW = {
     MessageType.MakeDirRequest,
     MessageType.RemoveEntryRequest,
     MessageType.MoveEntryRequest,
+    MessageType.SandboxCheckpointRequest,
+    MessageType.SandboxRestoreRequest,
 }
 LATER = {
     **{kind: exchange.request.name for kind, exchange in EXCHANGES.items() if kind not in NOW_SUPPORTED},

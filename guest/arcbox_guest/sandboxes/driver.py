@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
     from arcbox_guest.sandboxes.detached import DetachedProcess, DetachedSpec
@@ -151,6 +151,26 @@ class Driver(Protocol):
 
     def out_of_memory_kills(self, sandbox_id: str) -> int:
         """How many processes its memory limit has cost a sandbox; 0 when that can't be found out. Does not wait."""
+
+    async def checkpoint(self, sandbox_id: str) -> tuple[str, ...]:
+        """Keep the files of a sandbox as they are, while nothing but its init runs; it goes on with a new layer above.
+
+        A driver whose snapshots hold more than files keeps that as well, by the same names.
+
+        Returns:
+            What `Spec.layers` takes, of any number of sandboxes with the same root file system.
+
+        Raises:
+            UnavailableError: its init is gone.
+            GuestError: it failed, and the sandbox is as before.
+        """
+
+    async def remove_unused(self, in_snapshots: Collection[str]) -> None:
+        """Remove what checkpoints have kept and no sandbox uses, but for what is named.
+
+        Raises:
+            GuestError: it failed.
+        """
 
     async def existing(self) -> Sequence[str]:
         """The ids of the sandboxes of which anything is left on this machine, those of a former agent too."""

@@ -75,6 +75,9 @@ class Life:
     _nursery: trio.Nursery | None = field(init=False, default=None)
     """For what goes on beside the task; None before and after."""
 
+    _quiet: trio.Lock = field(init=False, factory=trio.Lock)
+    """Held while nothing may be started in it."""
+
     _workloads: int = field(init=False, default=0)
     _out_of_memory_kills: int = field(init=False, default=0)
     """Those that are accounted for."""
@@ -148,6 +151,24 @@ class Life:
     async def over(self) -> None:
         """Wait until nothing more can run in it."""
         await self._over.wait()
+
+    async def checkpoint(self) -> tuple[str, ...]:
+        """Keep its files; what is to run in it waits meanwhile, some milliseconds. See `Driver.checkpoint`.
+
+        Raises:
+            ConflictError: it is not ready, or something that was left behind runs in it.
+            GuestError: it failed.
+        """
+        async with self._quiet:
+            states.check_may_run(self.sandbox, states.READY)
+            if (await self._driver.statistics(self.id)).processes > 1:
+                raise ConflictError(f"sandbox {self.id} has processes that were left behind: end them first")
+            return await self._driver.checkpoint(self.id)
+
+    async def until_quiet(self) -> None:
+        """Wait while its files are being kept."""
+        async with self._quiet:
+            pass
 
     async def stop(self, grace: float) -> None:
         """End all that runs in it; what has ended already stays ended.

@@ -27,6 +27,7 @@ from arcbox_guest.sandboxes import states
 from arcbox_guest.sandboxes.life import PATIENCE, Life
 from arcbox_guest.sandboxes.model import NetworkMode, ResourceLimits, Sandbox, Spec, State
 from arcbox_guest.sandboxes.outcome import Outcome
+from arcbox_guest.sandboxes.snapshots import Snapshot, Snapshots
 from arcbox_guest.sandboxes.times import Times
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ class SandboxManager:
     _images: ImageStore | None = field(default=None, kw_only=True)
     _data: DataDirectory | None = field(default=None, kw_only=True)
     """What no other agent may use meanwhile; None where nobody else could."""
+    snapshots: Snapshots = field(factory=Snapshots, kw_only=True)
 
     _lives: dict[str, Life] = field(init=False, factory=dict)
     """By id, in the order of their creation."""
@@ -271,6 +273,7 @@ class SandboxManager:
         """
         await self.opened()
         life = self._find(sandbox_id)
+        await life.until_quiet()
         async with life.process(command, life.admit(needs)) as process:
             yield process
 
@@ -285,6 +288,65 @@ class SandboxManager:
             NotFoundError: there is no such sandbox.
         """
         await self._find(sandbox_id).over()
+
+    async def checkpoint(self, sandbox_id: str, name: str = "", labels: Mapping[str, str] | None = None) -> Snapshot:
+        """Make a snapshot of the files of a sandbox, which stays usable.
+
+        Raises:
+            NotFoundError: there is no such sandbox.
+            ConflictError: it is not ready.
+            GuestError: it failed.
+        """
+        await self.opened()
+        life = self._find(sandbox_id)
+        layers = await life.checkpoint()
+        spec = evolve(life.sandbox.spec, image="", cmd=(), lease="", ttl=0.0, layers=layers)
+        snapshot = Snapshot(
+            id=str(uuid.uuid4()),
+            sandbox_id=sandbox_id,
+            name=name,
+            labels=labels or {},
+            created_at=self._times.now(),
+            spec=spec,
+        )
+        await self.snapshots.add(snapshot)
+        return snapshot
+
+    async def restore(
+        self, snapshot_id: str, sandbox_id: str = "", labels: Mapping[str, str] | None = None, ttl: float = 0.0
+    ) -> Sandbox:
+        """Make a sandbox from a snapshot, and wait until it is ready; one that fails is removed.
+
+        It has the snapshot's files, limits, mounts and environment, and an address of its own if its origin had one.
+        Its origin's command does not run again.
+
+        Raises:
+            NotFoundError: there is no such snapshot.
+            GuestError: what `create` raises, or why it failed.
+        """
+        await self.opened()
+        snapshot = self.snapshots.get(snapshot_id)
+        labels = {**snapshot.spec.labels, **(labels or {})}
+        sandbox = await self.create(evolve(snapshot.spec, id=sandbox_id, labels=labels, ttl=ttl))
+        with self.subscribe(sandbox.id) as events:
+            while sandbox.state is State.STARTING:
+                await anext(events)
+                sandbox = self.get(sandbox.id)
+        if sandbox.state is State.FAILED:
+            await self.remove(sandbox.id, force=True)
+            raise GuestError(f"snapshot {snapshot_id} can't be restored: {sandbox.error}")
+        return sandbox
+
+    async def delete_snapshot(self, snapshot_id: str) -> None:
+        """Remove a snapshot. Sandboxes that were made from it go on.
+
+        Raises:
+            NotFoundError: there is no such snapshot.
+            GuestError: it failed.
+        """
+        await self.opened()
+        await self.snapshots.delete(snapshot_id)
+        await self._remove_unused_layers()
 
     def subscribe(self, sandbox_id: str = "", action: Action | None = None) -> Subscription:
         """The events from now on, as a context to iterate over: of one sandbox, or all; one action, or all."""
@@ -328,13 +390,14 @@ class SandboxManager:
         )
 
     async def images_in_use(self) -> frozenset[str]:
-        """The digests of the images that sandboxes have.
+        """The digests of the images that sandboxes and snapshots have.
 
         Raises:
             UnavailableError: the agent is not that far yet.
         """
         await self.opened()
-        return frozenset(life.sandbox.spec.image_digest for life in self._lives.values()) - {""}
+        used = {life.sandbox.spec.image_digest for life in self._lives.values()} - {""}
+        return self.snapshots.images() | used
 
     def _check_image(self, reference: str) -> None:
         if self._images is None:
@@ -406,11 +469,13 @@ class SandboxManager:
         self._not_ours = None
 
     async def _find_what_is_left(self) -> None:
+        await self.snapshots.load()
         for sandbox in await self._records.load():
             self._take_over(sandbox)
         self._loaded.settle()
         await self._sweep()
         await self._sweep_network()
+        await self._remove_unused_layers()
         self._swept.settle()
 
     async def _wait_for(self, opened: Outcome) -> None:
@@ -459,6 +524,13 @@ class SandboxManager:
             self._network.claim(sandbox.id, Lease.parse(sandbox.spec.lease))
         except (ValueError, GuestError) as error:
             log.warning("address not kept", extra={"sandbox": sandbox.id, "reason": str(error)})
+
+    async def _remove_unused_layers(self) -> None:
+        used = {layer for life in self._lives.values() for layer in life.sandbox.spec.layers}
+        try:
+            await self._driver.remove_unused(self.snapshots.layers() | used)
+        except GuestError as error:
+            log.warning("layers that nobody uses not removed", extra={"reason": str(error)})
 
     async def _sweep_network(self) -> None:
         if self._network is not None:

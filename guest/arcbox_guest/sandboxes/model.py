@@ -128,6 +128,9 @@ class Spec:
     image: str = ""
     """A reference to an OCI image, in place of `rootfs`, which then is the image's once that was had."""
 
+    layers: tuple[str, ...] = ()
+    """Of a snapshot, on top of the root file system, the uppermost first; as `Driver.checkpoint` has called them."""
+
     image_digest: str = ""
     """Of the image that the reference has led to."""
 

@@ -14,7 +14,7 @@ from attrs import define, field
 from arcbox_guest.errors import UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -80,6 +80,15 @@ class OnDemandDriver:
 
     def out_of_memory_kills(self, sandbox_id: str) -> int:
         return self._loaded.out_of_memory_kills(sandbox_id) if self._loaded is not None else 0
+
+    async def checkpoint(self, sandbox_id: str) -> tuple[str, ...]:
+        return await self._driver.checkpoint(sandbox_id)
+
+    async def remove_unused(self, in_snapshots: Collection[str]) -> None:
+        if self._data_dir.exists():
+            await self._driver.remove_unused(in_snapshots)
+        else:
+            await trio.lowlevel.checkpoint()
 
     async def existing(self) -> Sequence[str]:
         if not await trio.to_thread.run_sync(self._has_sandboxes, abandon_on_cancel=True):

@@ -130,17 +130,21 @@ def read(path: Path) -> Sandbox:
 
 
 def write(path: Path, sandbox: Sandbox, is_current: Callable[[], bool] = lambda: True) -> None:
-    """Replace a record, so that at no time there is half of one. Its directory is made if it is not there.
+    """Replace a record. See `replace_file`."""
+    replace_file(path, encode(sandbox), is_current)
+
+
+def replace_file(path: Path, data: bytes, is_current: Callable[[], bool] = lambda: True) -> None:
+    """Replace a file, so that at no time there is half of it. Its directory is made if it is not there.
 
     Args:
-        path: the record's file.
-        sandbox: what to write.
-        is_current: asked last; False leaves the record as it is.
+        path: the file.
+        data: what to write.
+        is_current: asked last; False leaves the file as it is.
 
     Raises:
         OSError: it can't be written. What was there before still is.
     """
-    data = encode(sandbox)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # A new name: whatever lies there under an old one, a FIFO say, could make open(2) wait.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -174,7 +178,7 @@ def decode(data: bytes) -> Sandbox:
     document = json.loads(data)
     if not isinstance(document, dict) or document.get("version") != _VERSION:
         raise ValueError(f"it is no record of version {_VERSION}")
-    converter = _converter()
+    converter = spec_converter()
     try:
         return converter.structure(document.get("sandbox"), Sandbox)
     except Exception as error:  # cattrs raises groups of whatever the parts raised
@@ -182,7 +186,7 @@ def decode(data: bytes) -> Sandbox:
 
 
 @cache
-def _converter() -> Converter:
+def spec_converter() -> Converter:
     from cattrs import Converter  # noqa: PLC0415  heavy, and not needed where there are no records
 
     resolve_types(Spec, localns={"Mapping": Mapping})  # which the model itself imports for type checkers only

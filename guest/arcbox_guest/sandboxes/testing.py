@@ -32,7 +32,7 @@ from arcbox_guest.sandboxes.output_log import OutputLog
 from arcbox_guest.sandboxes.records import Records
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 
     from arcbox_guest.sandboxes._fake_programs import Program
     from arcbox_guest.sandboxes.detached import DetachedSpec
@@ -437,6 +437,9 @@ class FakeDriver:
 
     name: str = field(init=False, default="fake")
     sandboxes: dict[str, FakeSandbox] = field(init=False, factory=dict)
+    layers: set[str] = field(init=False, factory=set)
+    """Kept by checkpoints."""
+
     calls: list[tuple[str, str]] = field(init=False, factory=list)
     """The name of each method that was called, with the sandbox's id."""
 
@@ -524,6 +527,18 @@ class FakeDriver:
     def out_of_memory_kills(self, sandbox_id: str) -> int:
         sandbox = self.sandboxes.get(sandbox_id)
         return sandbox.out_of_memory_kills if sandbox else 0
+
+    async def checkpoint(self, sandbox_id: str) -> tuple[str, ...]:
+        await self._begin("checkpoint", sandbox_id)
+        below = self._up(sandbox_id).spec.layers
+        layers = (f"layer-{len(self.calls)}", *below)
+        self.layers.update(layers)
+        return layers
+
+    async def remove_unused(self, in_snapshots: Collection[str]) -> None:
+        await self._begin("remove_unused", "")
+        used = {layer for sandbox in self.sandboxes.values() for layer in sandbox.spec.layers}
+        self.layers &= used | set(in_snapshots)
 
     async def existing(self) -> Sequence[str]:
         await self._begin("existing", "")

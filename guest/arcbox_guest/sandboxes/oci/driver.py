@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import trio
 from attrs import define, evolve, field, frozen
 
-from arcbox_guest import storage_probe
+from arcbox_guest import linux, storage_probe
 from arcbox_guest.child import PidFd
 from arcbox_guest.errors import ConflictError, GuestError, NotSupportedError, UnavailableError
 from arcbox_guest.network.addresses import Lease
@@ -23,15 +23,17 @@ from arcbox_guest.sandboxes.oci import bundle, cgroups, etc, hierarchies, images
 from arcbox_guest.sandboxes.oci.cgroups import CLIENTS, SandboxCgroups
 from arcbox_guest.sandboxes.oci.detached import Sessions
 from arcbox_guest.sandboxes.oci.images import Images
+from arcbox_guest.sandboxes.oci.layers import LONGEST_CHAIN, Layers, chain_of
 from arcbox_guest.sandboxes.oci.mounts import Sources, Stage
 from arcbox_guest.sandboxes.oci.namespace import MountNamespace
 from arcbox_guest.sandboxes.oci.recording import Recorder
-from arcbox_guest.sandboxes.oci.root_files import remove_tree
+from arcbox_guest.sandboxes.oci.root_files import open_path, remove_tree
+from arcbox_guest.sandboxes.oci.root_swap import swap_root
 from arcbox_guest.sandboxes.oci.runtime import Runtime
 from arcbox_guest.sandboxes.oci.sandbox import LiveSandbox
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from arcbox_guest.network.network import SandboxNetwork
@@ -176,7 +178,7 @@ class OciDriver:
         self._ids.add(sandbox_id)
         await self.stop(sandbox_id)
         with _translated(f"sandbox {sandbox_id} can't be removed"):
-            await self._in_thread(remove_tree, self._directory(sandbox_id))
+            await self._in_thread(self._remove_files, self._directory(sandbox_id))
         if sandbox_id in self._images:
             await (await self._equip()).images.release(self._images.pop(sandbox_id))
         if sandbox_id in self._live:
@@ -196,6 +198,22 @@ class OciDriver:
     def out_of_memory_kills(self, sandbox_id: str) -> int:
         sandbox = self._live.get(sandbox_id)
         return sandbox.cgroups.out_of_memory_kills() if sandbox else 0
+
+    async def checkpoint(self, sandbox_id: str) -> tuple[str, ...]:
+        sandbox, equipment = self._find(sandbox_id), await self._equip()
+        sandbox.check_alive()
+        with _translated(f"sandbox {sandbox_id} can't be checkpointed"):
+            sources = await trio.to_thread.run_sync(
+                Sources.open, sandbox.spec.rootfs, (), limiter=self._storage, abandon_on_cancel=True
+            )
+            lower = await self._lower(equipment, sandbox.spec, sources)
+            return await equipment.namespace.run_abandonable(
+                self._checkpoint, sandbox, lower, sources, limiter=self._storage
+            )
+
+    async def remove_unused(self, in_snapshots: Collection[str]) -> None:
+        with _translated("layers that nobody uses can't be removed"):
+            await self._in_thread(self._layers.remove_unused, frozenset(in_snapshots))
 
     async def existing(self) -> Sequence[str]:
         return await self._in_thread(self._existing)
@@ -225,7 +243,7 @@ class OciDriver:
     def _make_equipment(self) -> Equipment:
         runtime, init = _find_tool(self.runtime, "sandbox.runtime"), _find_tool(self.init or _INIT, "sandbox.init")
         found = hierarchies.find()
-        for name in ("images", "sandboxes", "runtime"):
+        for name in ("images", "layers", "sandboxes", "runtime"):
             (self.data_dir / name).mkdir(parents=True, exist_ok=True)
         namespace = MountNamespace(str(found.unified) if found.hybrid else "")
         unified = os.open(found.unified, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -255,13 +273,7 @@ class OciDriver:
         sources.close()
 
     async def _create(self, equipment: Equipment, spec: Spec, sources: Sources) -> None:
-        lower: Path | int
-        if sources.rootfs_is_directory:
-            lower = sources.rootfs
-        else:
-            image = await equipment.images.acquire(sources.rootfs, sources.rootfs_status, spec.rootfs)
-            self._images[spec.id] = image
-            lower = image.path
+        lower = await self._lower(equipment, spec, sources)
         stage = Stage(self._directory(spec.id))
         try:
             client = await equipment.namespace.run_abandonable(
@@ -287,12 +299,47 @@ class OciDriver:
             with _opened(f"/proc/{init}/ns/net") as namespace:
                 await self.network.connect(Lease.parse(spec.lease), namespace)
 
+    async def _lower(self, equipment: Equipment, spec: Spec, sources: Sources) -> Path | int:
+        """The root file system below all layers: a directory in the driver's namespace, or a mount."""
+        if sources.rootfs_is_directory:
+            return sources.rootfs
+        if spec.id not in self._images:
+            image = await equipment.images.acquire(sources.rootfs, sources.rootfs_status, spec.rootfs)
+            self._images[spec.id] = image
+        return self._images[spec.id].path
+
+    def _checkpoint(self, sandbox: LiveSandbox, lower: Path | int, sources: Sources) -> tuple[str, ...]:
+        """Freeze the layers of a sandbox, and have it go on with a new one above them."""
+        below = chain_of(sandbox.init)
+        if len(below) >= LONGEST_CHAIN:
+            below = [self._layers.merge(sandbox.directory, below)]
+        upper = self._layers.add_for(sandbox.directory, below)
+        stage = Stage(sandbox.directory)
+        try:
+            stage.mount_root(lower, self._layers, upper, below)
+            with open_path(str(stage.rootfs)) as mounted:
+                new_root = linux.clone_mount(mounted)
+            try:
+                swap_root(sandbox.init, new_root)
+            finally:
+                os.close(new_root)
+        finally:
+            stage.mounts.unmount()
+            sources.close()
+        self._layers.freeze(below)
+        return tuple(below)
+
+    def _remove_files(self, directory: Path) -> None:
+        self._layers.remove_of(directory)
+        remove_tree(directory)
+
     def _prepare(
         self, equipment: Equipment, spec: Spec, stage: Stage, lower: Path | int, sources: Sources
     ) -> ProcessGroup:
         """Have everything ready for the runtime; the group for its client."""
         stage.directory.mkdir(mode=0o700)
-        stage.mount_root(lower)
+        upper = self._layers.add_for(stage.directory, spec.layers)
+        stage.mount_root(lower, self._layers, upper, spec.layers)
         stage.write_etc(self._etc(spec))
         stage.mount_binds(sources.binds, spec.mounts)
         stage.mounts.check()  # here at the latest: another sandbox may have the id by now
@@ -358,6 +405,10 @@ class OciDriver:
 
     def _directory(self, sandbox_id: str) -> Path:
         return self.data_dir / "sandboxes" / sandbox_id
+
+    @property
+    def _layers(self) -> Layers:
+        return Layers(self.data_dir / "layers", self.data_dir / "sandboxes")
 
     @property
     def _runtime_state(self) -> Path:

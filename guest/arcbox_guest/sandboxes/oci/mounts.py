@@ -18,6 +18,7 @@ from attrs import define, field
 from arcbox_guest import linux
 from arcbox_guest.errors import GuestError, InvalidArgumentError
 from arcbox_guest.sandboxes.oci import etc
+from arcbox_guest.sandboxes.oci.layers import mount_options
 from arcbox_guest.sandboxes.oci.root_files import open_path
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from arcbox_guest.sandboxes.model import BindMount
+    from arcbox_guest.sandboxes.oci.layers import Layers
 
 _NOT_INTO: Final = ("/dev", "/proc", "/sys")
 """The kernel's own: the runtime mounts them after the root file system, and relies on them."""
@@ -143,25 +145,25 @@ class Stage:
     def rootfs(self) -> Path:
         return self.directory / "rootfs"
 
-    def mount_root(self, lower: Path | int) -> None:
+    def mount_root(self, lower: Path | int, layers: Layers, upper: str, below: Sequence[str]) -> None:
         """Mount the root file system.
 
         Args:
             lower: a directory in the driver's namespace, or a mount that hangs nowhere yet.
+            layers: where the layers are.
+            upper: the layer that is written to.
+            below: the layers between the two, the uppermost first.
 
         Raises:
             GuestError: it can't be mounted.
         """
-        for name in ("rootfs", "upper", "work"):
-            (self.directory / name).mkdir()
-        # The upper directory becomes the sandbox's /, for all of its users.
-        (self.directory / "upper").chmod(0o755)
+        self.rootfs.mkdir(exist_ok=True)
         if isinstance(lower, int):
             lower = self._attach_lower(lower)
-        layers = {"lowerdir": lower, "upperdir": self.directory / "upper", "workdir": self.directory / "work"}
-        options = ",".join(f"{name}={_escape(path)}" for name, path in layers.items())
+        options = mount_options(upper, below, _escape(lower))
         try:
-            linux.mount("overlay", str(self.rootfs), "overlay", linux.MS_NODEV, options)
+            with layers.entered():
+                linux.mount("overlay", str(self.rootfs), "overlay", linux.MS_NODEV, options)
         except OSError as error:
             raise GuestError(f"the overlay in {self.directory} can't be mounted: {error.strerror}") from error
         self.mounts.push(self.rootfs)
@@ -192,7 +194,7 @@ class Stage:
 
     def _attach_lower(self, mount: int) -> Path:
         path = self.directory / "lower"
-        path.mkdir()
+        path.mkdir(exist_ok=True)
         linux.make_private(mount)
         with open_path(str(path)) as target:
             linux.attach_mount(mount, target)
