@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 _AT_ONCE: Final = 4
 """Threads that wait for the kernel's routing lock; more would only wait."""
 
+_SERVER_PATIENCE: Final = 5.0
+"""Seconds for which the first sandbox waits for the DNS server."""
+
 _IPTABLES_INTERVAL: Final = 10.0
 """Seconds between looks at iptables' policy, whose changes nobody tells: dockerd sets it whenever it starts."""
 
@@ -62,6 +65,9 @@ class SandboxNetwork:
     _preparing: trio.Lock = field(init=False, factory=trio.Lock)
     _wanted: trio.Event = field(init=False, factory=trio.Event)
     """Set when the rules are in."""
+
+    _serving: trio.Event = field(init=False, factory=trio.Event)
+    """Set when the DNS server answers."""
 
     _limiter: trio.CapacityLimiter = field(init=False, factory=lambda: trio.CapacityLimiter(_AT_ONCE))
 
@@ -142,12 +148,15 @@ class SandboxNetwork:
 
     async def _serve_names(self) -> None:
         dns_server = await trio.to_thread.run_sync(import_module, "arcbox_guest.network.dns_server")
-        await dns_server.DnsServer(
+        server = dns_server.DnsServer(
             address=gateway_of(self.settings.subnet),
             network=self.settings.subnet,
             lookup=self.address_of,
             upstream=partial(upstream_servers, self.settings),
-        ).run()
+        )
+        async with trio.open_nursery() as nursery:
+            await nursery.start(server.run)
+            self._serving.set()
 
     def resolver(self) -> list[str]:
         """The lines of sandboxes' resolv.conf, resolv.conf(5): with our server, the id of another one is enough."""
@@ -170,6 +179,9 @@ class SandboxNetwork:
             await self._filter.pass_iptables()
             self._ready = True
             self._wanted.set()
+            if self.settings.dns_server:
+                with trio.move_on_after(_SERVER_PATIENCE):  # what runs in the first sandbox may look for a name at once
+                    await self._serving.wait()
 
     async def _call(self, function: Callable[[], T]) -> T:
         try:

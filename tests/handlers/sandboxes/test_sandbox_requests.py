@@ -209,13 +209,6 @@ async def test_a_sandbox_that_is_not_there_is_error_404(rig: Rig, kind: MessageT
     assert (await rig.refusal(kind, message)).code == 404
 
 
-@pytest.mark.parametrize("message_type", [0x40, 0x41, 0x42, 0x43])
-async def test_snapshots_are_error_501_that_says_so(rig: Rig, message_type: int) -> None:
-    refusal = await rig.refusal(MessageType(message_type))
-    assert refusal.code == 501
-    assert MessageType(message_type).name in refusal.message
-
-
 async def test_a_request_that_does_not_parse_is_error_400_and_the_connection_goes_on(rig: Rig) -> None:
     assert (await rig.refusal(CREATE, b"\xff")).code == 400
     assert (await rig.ask(MessageType.PingRequest)).type == MessageType.PingResponse
