@@ -82,16 +82,14 @@ class OnDemandDriver:
         return self._loaded.out_of_memory_kills(sandbox_id) if self._loaded is not None else 0
 
     async def checkpoint(self, sandbox_id: str) -> tuple[str, ...]:
-        return await self._driver.checkpoint(sandbox_id)
+        return await (await self._driver()).checkpoint(sandbox_id)
 
     async def remove_unused(self, in_snapshots: Collection[str]) -> None:
-        if self._data_dir.exists():
-            await self._driver.remove_unused(in_snapshots)
-        else:
-            await trio.lowlevel.checkpoint()
+        if await trio.to_thread.run_sync(self._has_any, "layers", abandon_on_cancel=True):
+            await (await self._driver()).remove_unused(in_snapshots)
 
     async def existing(self) -> Sequence[str]:
-        if not await trio.to_thread.run_sync(self._has_sandboxes, abandon_on_cancel=True):
+        if not await trio.to_thread.run_sync(self._has_any, "sandboxes", abandon_on_cancel=True):
             return ()
         return await (await self._driver()).existing()
 
@@ -107,9 +105,9 @@ class OnDemandDriver:
                 self._loaded = await trio.to_thread.run_sync(self._load)
             return self._loaded
 
-    def _has_sandboxes(self) -> bool:
-        """A sandbox has a directory until nothing else is left of it."""
+    def _has_any(self, kind: str) -> bool:
+        """Whether there are sandboxes, or layers: each has a directory until nothing else is left of it."""
         try:
-            return any((self._data_dir / "sandboxes").iterdir())
+            return any((self._data_dir / kind).iterdir())
         except FileNotFoundError:
             return False
