@@ -130,7 +130,7 @@ def unmount(target: str, flags: int = 0) -> None:
 
 def pivot_root(new_root: str, put_old: str) -> None:
     """Make a mount the root of the calling thread's mount namespace: the system call of that name."""
-    check(libc.syscall(_SYS_PIVOT_ROOT, _bytes(new_root), _bytes(put_old)))
+    check_result(libc.syscall(_SYS_PIVOT_ROOT, _bytes(new_root), _bytes(put_old)))
 
 
 def unshare(flags: int) -> None:
