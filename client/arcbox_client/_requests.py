@@ -11,16 +11,16 @@ from attrs import define, evolve, frozen
 from google.protobuf.message import DecodeError, Message
 
 from arcbox_client.errors import ProtocolViolationError, TimedOutError, request_failed
-from arcbox_protocol import EXCHANGES, ErrorReply, MessageType, arcbox_v1, describe_type
+from arcbox_protocol import EXCHANGES, ErrorReply, MessageType, arcbox_v1, describe_type, sandbox_v1
 from arcbox_protocol.errors import InvalidPayloadError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
     from typing import Self
 
     from arcbox_client._multiplexer import Multiplexer, StreamInbox
-    from arcbox_protocol import Frame
+    from arcbox_protocol import Buffer, Frame
 
 ReplyT = TypeVar("ReplyT", bound=Message)
 
@@ -28,7 +28,7 @@ _SLOW_TIMEOUT = 300.0
 """Seconds for requests that wait for something slow in the guest."""
 
 _DATA_TAG = 0x0A
-"""Field 1, length-delimited: the data of a MmapReadFileResponse."""
+"""Field 1, length-delimited: the data of MmapReadFileResponse and FileChunk."""
 
 _LONGEST_VARINT = 10
 
@@ -77,14 +77,28 @@ class Requests:
     @asynccontextmanager
     async def _stream(
         self, request: MessageType, message: Message, reply: type[ReplyT]
-    ) -> AsyncIterator[tuple[ReplyStream[ReplyT], Multiplexer, str]]:
+    ) -> AsyncIterator[tuple[Replies[ReplyT], Multiplexer, str]]:
         """Begin a stream: its replies, and the multiplexer and trace id for its input."""
         payload = message.SerializeToString()
         async with self._connected() if self._connected else nullcontext(self._multiplexer) as multiplexer:
             trace_id = multiplexer.new_trace_id()
             with multiplexer.stream(trace_id) as inbox:
                 await multiplexer.send(request, trace_id, payload)
-                yield ReplyStream(inbox, request, reply), multiplexer, trace_id
+                yield Replies(inbox, request, reply), multiplexer, trace_id
+
+
+def arguments(cmd: Sequence[str]) -> list[str]:
+    """A command and its arguments, checked: a text would be taken for a list of characters.
+
+    Raises:
+        TypeError: it is one str, or has anything but str in it.
+    """
+    if isinstance(cmd, (str, bytes)):
+        raise TypeError(f"a command is a list of arguments, not a text: {[cmd]!r} or shlex.split({cmd!r})")
+    for argument in cmd:
+        if not isinstance(argument, str):
+            raise TypeError(f"an argument is a str, not {argument!r}")
+    return list(cmd)
 
 
 def check_reply(frame: Frame, request: MessageType) -> None:
@@ -115,7 +129,7 @@ def parse_reply(frame: Frame, request: MessageType, reply: type[ReplyT]) -> Repl
 
 
 @define(eq=False)
-class ReplyStream(Generic[ReplyT]):
+class Replies(Generic[ReplyT]):
     """The replies to a request that has many."""
 
     _inbox: StreamInbox
@@ -124,19 +138,33 @@ class ReplyStream(Generic[ReplyT]):
     _last: Frame | None = None
 
     async def next(self) -> ReplyT:
-        """The next reply. An error that ended the stream is raised again by every later call.
+        """The next reply. What ended the stream is raised again by every later call.
 
         Raises:
+            trio.EndOfChannel: the agent ended the stream.
             RequestFailedError: the agent ended the stream with an error.
             ConnectionLostError: the connection ended before the stream did.
             ProtocolViolationError: the agent sent something else.
         """
-        frame = self._last or await self._inbox.next()
+        frame = await self.next_frame()
         try:
             return parse_reply(frame, self._request, self._reply)
+        except ProtocolViolationError:
+            self._last = frame
+            raise
+
+    async def next_frame(self) -> Frame:
+        """The frame of the next reply, for payloads that are not for protobuf. Raises as `next` does."""
+        frame = self._last or await self._inbox.next()
+        if frame.type == EXCHANGES[self._request].end:
+            self._last = frame
+            raise trio.EndOfChannel
+        try:
+            check_reply(frame, self._request)
         except Exception:
             self._last = frame
             raise
+        return frame
 
 
 def parse_file_reply(payload: bytes) -> bytes:
@@ -155,6 +183,25 @@ def parse_file_reply(payload: bytes) -> bytes:
     if rest.data:  # legal protobuf, though nobody sends it: the last field of a name counts
         return rest.data[: rest.bytes_read]
     return payload[start : min(end, start + rest.bytes_read)]
+
+
+def parse_chunk(payload: bytes) -> tuple[bytes, bool]:
+    """The bytes in a FileChunk, read by hand for the same reason, and whether it is the last one."""
+    start, end = _data_field(payload)
+    try:
+        rest = sandbox_v1.FileChunk.FromString(payload[end:])
+    except DecodeError as error:
+        raise ProtocolViolationError(f"a FileChunk that does not parse: {error}") from error
+    return rest.data or payload[start:end], rest.done
+
+
+def encode_chunk(data: Buffer) -> bytes:
+    """A FileChunk that is not the last one, written by hand: its data is copied once."""
+    size, varint = len(data), bytearray()
+    while size >= 0x80:
+        varint.append(size & 0x7F | 0x80)
+        size >>= 7
+    return b"".join((bytes((_DATA_TAG, *varint, size)), data))
 
 
 def _data_field(payload: bytes) -> tuple[int, int]:

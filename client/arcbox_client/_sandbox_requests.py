@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Final, Literal, TypedDict, get_args
 
 import trio
-from attrs import frozen
+from attrs import evolve, frozen
 
-from arcbox_client._requests import Requests
+from arcbox_client._requests import Requests, arguments
 from arcbox_client.errors import NotFoundError, SandboxFailedError, TimedOutError
-from arcbox_client.streams import EventStream, ExecSession, RunSession
-from arcbox_protocol import MessageType, sandbox_v1
+from arcbox_client.streams import KILLED, ExecSession, KillReason, MessageStream, RunSession
+from arcbox_protocol import MessageType, arcbox_sandbox_v1, sandbox_v1
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from arcbox_protocol import Buffer
 
 _USABLE = frozenset({"ready", "running"})
+
+_IDLE_ACTIONS: Final = {"kill": arcbox_sandbox_v1.IDLE_ACTION_KILL, "pause": arcbox_sandbox_v1.IDLE_ACTION_PAUSE}
+_PROTOCOLS: Final = {"tcp": sandbox_v1.PORT_PROTOCOL_TCP, "udp": sandbox_v1.PORT_PROTOCOL_UDP}
 
 
 @frozen
@@ -175,7 +178,25 @@ class SandboxRequests(Requests):
             ConflictError: it is not ready.
         """
         async with self.sandbox_exec(id, cmd, **options) as session:
-            return await session.communicate(stdin)
+            completed = await session.communicate(stdin)
+        if completed.exit_code != KILLED:
+            return completed
+        return evolve(completed, reason=await self.kill_reason(id))
+
+    async def kill_reason(self, id: str) -> KillReason | None:
+        """Why the last process of a sandbox, which has just ended by SIGKILL, was killed; None where nobody knows.
+
+        Asks only after the fact: of a sandbox that is gone already it says "removed", even where its time was up.
+        """
+        try:
+            async with self.sandbox_events(id, action="removed") as events:
+                info = await self.sandbox_inspect(id)
+                if info.state == "stopping":
+                    with trio.move_on_after(self._timeout):
+                        return _kill_reason((await anext(events)).attributes["reason"])
+                return _kill_reason(info.error.partition(":")[0])
+        except NotFoundError:
+            return "removed"
 
     @asynccontextmanager
     async def sandbox_run(
@@ -228,7 +249,9 @@ class SandboxRequests(Requests):
             yield ExecSession(*stream)
 
     @asynccontextmanager
-    async def sandbox_events(self, id: str = "", *, action: str = "") -> AsyncIterator[EventStream]:
+    async def sandbox_events(
+        self, id: str = "", *, action: str = ""
+    ) -> AsyncIterator[MessageStream[sandbox_v1.SandboxEvent]]:
         """Events of one sandbox or of all (""), of one action or of all ("").
 
         What happens after the context was entered is in there, whoever made it happen.
@@ -238,7 +261,58 @@ class SandboxRequests(Requests):
             replies, multiplexer, _ = stream
             # Nothing tells that it has begun. But what comes after it on the same connection is answered after that.
             await self._exchange_over(multiplexer, MessageType.PingRequest, None)
-            yield EventStream(replies)
+            yield MessageStream(replies)
+
+    async def sandbox_pause(self, id: str) -> None:
+        """Freeze a sandbox that is ready: it keeps its memory and uses no processor."""
+        request = arcbox_sandbox_v1.PauseSandboxRequest(id=id)
+        await self._command(MessageType.PauseSandboxRequest, request)
+
+    async def sandbox_resume(self, id: str, *, reason: str = "") -> arcbox_sandbox_v1.SandboxResumeResponse:
+        """Let a paused sandbox go on; the reply has its address."""
+        request = arcbox_sandbox_v1.SandboxResumeCommand(id=id, reason=reason)
+        return await self._call(MessageType.ResumeSandboxRequest, request, arcbox_sandbox_v1.SandboxResumeResponse)
+
+    async def sandbox_set_lifecycle(
+        self,
+        id: str,
+        *,
+        ttl: int | None = None,
+        idle_timeout: int | None = None,
+        on_idle: Literal["kill", "pause"] | None = None,
+    ) -> None:
+        """Say when a sandbox ends by itself. What is None stays as it is.
+
+        Args:
+            id: the sandbox.
+            ttl: seconds from now after which it is removed; 0 is never.
+            idle_timeout: seconds without a process or a request; 0 is never.
+            on_idle: what happens to it then.
+        """
+        request = arcbox_sandbox_v1.SetLifecycleRequest(
+            id=id,
+            ttl_seconds=ttl,
+            idle_timeout_seconds=idle_timeout,
+            on_idle=None if on_idle is None else _IDLE_ACTIONS[on_idle],
+        )
+        await self._command(MessageType.SetLifecycleRequest, request)
+
+    async def port_forward(self, id: str, port: int, *, protocol: Literal["tcp", "udp"] = "tcp") -> int:
+        """Forward a port of the guest to a sandbox's port; which one is returned. It ends with the sandbox."""
+        request = sandbox_v1.SandboxPortForwardRequest(id=id, sandbox_port=port, protocol=_PROTOCOLS[protocol])
+        reply = await self._call(MessageType.SandboxPortForwardRequest, request, sandbox_v1.SandboxPortForwardResponse)
+        return reply.guest_port
+
+    async def port_forward_remove(self, id: str, port: int, *, protocol: Literal["tcp", "udp"] = "tcp") -> None:
+        """Take a forwarding back."""
+        request = sandbox_v1.SandboxPortForwardRemoveRequest(id=id, sandbox_port=port, protocol=_PROTOCOLS[protocol])
+        await self._command(MessageType.SandboxPortForwardRemoveRequest, request)
+
+    async def wait_for_port(self, id: str, port: int, *, timeout: int = 30) -> None:  # noqa: ASYNC109  the guest keeps it
+        """Wait until something in a sandbox listens on a TCP port; `GuestTimedOutError` after `timeout` seconds."""
+        request = arcbox_sandbox_v1.WaitForPortRequest(sandbox_id=id, port=port, timeout_seconds=timeout)
+        patient = self.within(timeout + self._timeout)
+        await patient._command(MessageType.WaitForPortRequest, request)  # noqa: SLF001  the same class
 
     async def checkpoint(
         self,
@@ -282,20 +356,6 @@ class SandboxRequests(Requests):
         await self._command(MessageType.SandboxDeleteSnapshotRequest, request)
 
 
-def arguments(cmd: Sequence[str]) -> list[str]:
-    """A command and its arguments, checked: a text would be taken for a list of characters.
-
-    Raises:
-        TypeError: it is one str, or has anything but str in it.
-    """
-    if isinstance(cmd, (str, bytes)):
-        raise TypeError(f"a command is a list of arguments, not a text: {[cmd]!r} or shlex.split({cmd!r})")
-    for argument in cmd:
-        if not isinstance(argument, str):
-            raise TypeError(f"an argument is a str, not {argument!r}")
-    return list(cmd)
-
-
 def terminal_size(size: tuple[int, int] | None) -> sandbox_v1.TerminalSize | None:
     """Columns and rows as the wire has them."""
     return None if size is None else sandbox_v1.TerminalSize(width=size[0], height=size[1])
@@ -326,3 +386,8 @@ def _create_request(sandbox_id: str, options: SandboxOptions) -> sandbox_v1.Crea
 def _mount_message(mount: Mount | tuple[str, str] | tuple[str, str, bool]) -> sandbox_v1.Mount:
     given = mount if isinstance(mount, Mount) else Mount(*mount)
     return sandbox_v1.Mount(source=given.source, target=given.target, readonly=given.readonly)
+
+
+def _kill_reason(said: str) -> KillReason | None:
+    known: tuple[KillReason, ...] = get_args(KillReason)
+    return next((reason for reason in known if reason == said), None)

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from errno import ENOENT
 from typing import TYPE_CHECKING
 
-from attrs import frozen
+import trio
+from attrs import evolve, frozen
 
 from arcbox_client._byte_streams import TrioByteStream, dial
+from arcbox_client._execution_requests import ExecutionRequests
+from arcbox_client._file_requests import FileRequests
 from arcbox_client._machine_requests import MachineRequests
 from arcbox_client._multiplexer import Multiplexer
 from arcbox_client._sandbox_requests import SandboxRequests
 from arcbox_client.addresses import parse_address
-from arcbox_client.errors import FileReadError
+from arcbox_client.errors import ConnectionLostError, FileReadError, NotFoundError
+from arcbox_client.handles import SandboxHandle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from contextlib import AbstractAsyncContextManager
+    from typing import Unpack
 
-    import trio
-
+    from arcbox_client._sandbox_requests import SandboxOptions
     from arcbox_client.addresses import Address
     from arcbox_client.streams import Notifications
 
 DEFAULT_DATA_DIR = "/var/lib/arcbox/sandboxes"
 """Where agents keep sandboxes that were not told otherwise: their setting `sandbox.data_dir`."""
+
+_REMOVAL_WITHIN = 30.0
+"""Seconds for removing a sandbox whose context was left, cancelled or not."""
 
 _TIMEOUT = 30.0
 """Seconds for connecting, and for a request that is not slow."""
@@ -63,7 +70,7 @@ def connect(
 
 
 @frozen(eq=False, kw_only=True)
-class AgentClient(MachineRequests, SandboxRequests):
+class AgentClient(MachineRequests, SandboxRequests, ExecutionRequests, FileRequests):
     """An agent, from the host: one method per request of the protocol. Made by `connect` or `AgentClient.over`.
 
     Any number of tasks may use it at once; replies find their requests by trace id, in whatever order they come. The
@@ -81,11 +88,11 @@ class AgentClient(MachineRequests, SandboxRequests):
 
     A request that is cancelled or times out leaves the client as usable as it was; a late reply is dropped.
 
-    Streams (`sandbox_run`, `sandbox_exec`, `sandbox_events`) have a connection of their own each, because the protocol
-    has no way to end one but closing its connection: leaving their context early kills what still runs, and a slow
-    consumer slows its own stream only. On a client made with `shared_streams`, or by `over`, they share the client's
-    connection. Then what comes after an early leave is dropped, while the process in the guest goes on until the client
-    is closed; and a consumer that lets more than 1 MiB wait holds up the replies to all other requests.
+    Streams (whatever is entered by `async with`, and the contents of files) have a connection of their own each,
+    because the protocol has no way to end one but closing its connection: leaving their context early kills what still
+    runs, and a slow consumer slows its own stream only. On a client made with `shared_streams`, or by `over`,
+    they share the client's connection. Then what comes after an early leave is dropped, while the process in the guest
+    goes on until the client is closed; and a consumer that lets more than 1 MiB wait holds up all other replies.
     """
 
     @classmethod
@@ -98,6 +105,52 @@ class AgentClient(MachineRequests, SandboxRequests):
                 yield cls(multiplexer=multiplexer, timeout=timeout)
 
         return client()
+
+    @asynccontextmanager
+    async def sandbox(
+        self, id: str = "", *, keep: bool = False, **options: Unpack[SandboxOptions]
+    ) -> AsyncIterator[SandboxHandle]:
+        """A sandbox for as long as the context lasts: `async with client.sandbox(image="alpine") as box:`.
+
+        It is ready in there, and removed by force after it, or left alone with `keep`.
+
+        Args:
+            id: "" lets the agent choose one.
+            keep: whether it stays.
+            options: see `SandboxOptions`.
+
+        Raises:
+            SandboxFailedError: it did not get ready; nothing is left of it.
+        """
+        created = await self.sandbox_create(id, **options)
+        try:
+            await self.sandbox_wait_ready(created.id)
+            yield SandboxHandle(self, created.id)
+        except BaseException:
+            keep = False
+            raise
+        finally:
+            if not keep:
+                with trio.move_on_after(_REMOVAL_WITHIN, shield=True), suppress(NotFoundError, ConnectionLostError):
+                    await self.sandbox_remove(created.id, force=True)
+
+    def sandbox_handle(self, id: str) -> SandboxHandle:
+        """A sandbox that exists, as an object; whether it does shows at its first use."""
+        return SandboxHandle(self, id)
+
+    @property
+    def can_reconnect(self) -> bool:
+        """Whether `reconnected` makes a connection of its own."""
+        return self._connected is not None
+
+    @asynccontextmanager
+    async def reconnected(self) -> AsyncIterator[AgentClient]:
+        """The same client over a connection of its own, made now; over the same one where streams share it."""
+        if self._connected is None:
+            yield self
+        else:
+            async with self._connected() as multiplexer:
+                yield evolve(self, multiplexer=multiplexer)
 
     @property
     def notifications(self) -> Notifications:

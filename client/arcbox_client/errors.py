@@ -108,8 +108,20 @@ class ConflictError(RequestFailedError):
     """409: it is in the wrong state for the request, or exists already."""
 
 
+class PreconditionFailedError(RequestFailedError):
+    """412: what it is about is not as the request wants it: the sandbox's state, a directory that is not empty."""
+
+
 class TooLargeError(RequestFailedError):
     """413: the request is larger than the agent takes."""
+
+
+class OutOfRangeError(RequestFailedError):
+    """416: an offset beyond what there is."""
+
+
+class PausedError(RequestFailedError):
+    """423: the sandbox is paused."""
 
 
 class InternalError(RequestFailedError):
@@ -144,7 +156,10 @@ _ERRORS: dict[int, type[RequestFailedError]] = {
     ErrorCode.BAD_REQUEST: BadRequestError,
     ErrorCode.NOT_FOUND: NotFoundError,
     ErrorCode.CONFLICT: ConflictError,
+    ErrorCode.PRECONDITION_FAILED: PreconditionFailedError,
     ErrorCode.TOO_LARGE: TooLargeError,
+    ErrorCode.RANGE_NOT_SATISFIABLE: OutOfRangeError,
+    ErrorCode.LOCKED: PausedError,
     ErrorCode.INTERNAL: InternalError,
     ErrorCode.NOT_SUPPORTED: NotSupportedError,
     ErrorCode.UNAVAILABLE: UnavailableError,

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import math
+import signal
 from collections import deque
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Final, Generic, Literal, cast
 
 import trio
 from attrs import define, field, frozen
 from google.protobuf.message import DecodeError
 
 from arcbox_client._background import beside
+from arcbox_client._requests import ReplyT
 from arcbox_client.errors import AgentError, NotificationsMissedError, ProtocolViolationError
 from arcbox_protocol import MessageType, arcbox_v1, sandbox_v1
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from arcbox_client._multiplexer import Multiplexer
-    from arcbox_client._requests import ReplyStream
+    from arcbox_client._requests import Replies
     from arcbox_client.errors import ConnectionLostError
     from arcbox_protocol import Buffer, Frame
+
+    _Output = sandbox_v1.RunOutput | sandbox_v1.ExecOutput | arcbox_v1.MachineExecOutput
+    _Outputs = Replies[sandbox_v1.RunOutput] | Replies[sandbox_v1.ExecOutput] | Replies[arcbox_v1.MachineExecOutput]
 
 _STDIN_CHUNK = 64 * 1024
 """Bytes of stdin per frame: small enough that other requests on the connection get their turn."""
@@ -32,6 +40,13 @@ _MESSAGES: dict[MessageType, type[Notification]] = {
 
 _BUFFER = 1024
 """Notifications kept for whoever takes them later; then the oldest go."""
+
+
+KillReason = Literal["oom", "timeout", "removed", "expired"]
+"""Why the agent killed a process: memory limit, time limit, its sandbox was removed, or the sandbox's time was up."""
+
+KILLED: Final = 128 + signal.SIGKILL
+"""The exit code of what was killed."""
 
 
 @frozen
@@ -51,6 +66,8 @@ class Completed:
 
     stdout: bytes
     stderr: bytes
+    reason: KillReason | None = None
+    """Why it was killed, where the agent knows."""
 
 
 @define(eq=False)
@@ -61,7 +78,7 @@ class RunSession:
     and the process in the guest waits too.
     """
 
-    _replies: ReplyStream[sandbox_v1.RunOutput] | ReplyStream[sandbox_v1.ExecOutput]
+    _replies: _Outputs
     exit_code: int | None = field(init=False, default=None)
     """None until the output was read to its end. 128 + n for a process that signal n killed."""
 
@@ -78,7 +95,7 @@ class RunSession:
         while self.exit_code is None:
             reply = await self._replies.next()
             if reply.done:
-                self.exit_code = reply.exit_code
+                self.exit_code = _exit_code(reply)
             if reply.data:
                 return OutputChunk(cast('Literal["stdout", "stderr"]', reply.stream), reply.data)
         raise StopAsyncIteration
@@ -97,12 +114,21 @@ class RunSession:
         return Completed(cast("int", self.exit_code), b"".join(parts["stdout"]), b"".join(parts["stderr"]))
 
 
+def _exit_code(last: _Output) -> int:
+    """The exit code as a shell has it; MachineExec alone reports a signal by its name, and -1 beside it."""
+    if isinstance(last, arcbox_v1.MachineExecOutput) and f"SIG{last.exit_signal}" in signal.Signals.__members__:
+        return 128 + signal.Signals[f"SIG{last.exit_signal}"]
+    return last.exit_code
+
+
 @define(eq=False)
 class ExecSession(RunSession):
-    """A process in a sandbox that has a stdin and, maybe, a terminal."""
+    """A process, in a sandbox or beside them, that has a stdin and, maybe, a terminal."""
 
     _multiplexer: Multiplexer
     _trace_id: str
+    _input: MessageType = MessageType.SandboxExecInput
+    _resize: MessageType = MessageType.SandboxExecResize
     _stdin_closed: bool = field(init=False, default=False)
 
     async def send_stdin(self, data: Buffer) -> None:
@@ -119,19 +145,19 @@ class ExecSession(RunSession):
         view = memoryview(data)
         for start in range(0, len(view), _STDIN_CHUNK):
             chunk = bytes(view[start : start + _STDIN_CHUNK])
-            await self._multiplexer.send(MessageType.SandboxExecInput, self._trace_id, chunk)
+            await self._multiplexer.send(self._input, self._trace_id, chunk)
             await trio.lowlevel.checkpoint()
 
     async def close_stdin(self) -> None:
         """Let the process see the end of its stdin. Again has no effect."""
         if not self._stdin_closed:
             self._stdin_closed = True
-            await self._multiplexer.send(MessageType.SandboxExecInput, self._trace_id, b"")
+            await self._multiplexer.send(self._input, self._trace_id, b"")
 
     async def resize(self, columns: int, rows: int) -> None:
         """Tell the process's terminal its new size."""
         size = sandbox_v1.TerminalSize(width=columns, height=rows)
-        await self._multiplexer.send(MessageType.SandboxExecResize, self._trace_id, size.SerializeToString())
+        await self._multiplexer.send(self._resize, self._trace_id, size.SerializeToString())
 
     async def communicate(self, stdin: Buffer = b"") -> Completed:
         """Send `stdin` and its end, and read all output meanwhile. Raises as iterating does."""
@@ -148,22 +174,39 @@ class ExecSession(RunSession):
 
 
 @define(eq=False)
-class EventStream:
-    """Events of sandboxes, as they happen: `async for event in events`, a `sandbox_v1.SandboxEvent` each."""
+class MessageStream(Generic[ReplyT]):
+    """The messages that answer one request, as they come: `async for message in stream`.
 
-    _replies: ReplyStream[sandbox_v1.SandboxEvent]
+    It ends with the message for which `_is_last` holds, with the frame that the protocol has for that, or at
+    `_deadline`, seconds of Trio's clock: the agent ends some streams without a word.
+    """
 
-    def __aiter__(self) -> EventStream:
+    _replies: Replies[ReplyT]
+    _is_last: Callable[[ReplyT], bool] | None = None
+    _deadline: float = math.inf
+    _ended: bool = field(init=False, default=False)
+
+    def __aiter__(self) -> MessageStream[ReplyT]:
         return self
 
-    async def __anext__(self) -> sandbox_v1.SandboxEvent:
-        """The next event. There is always a next one.
+    async def __anext__(self) -> ReplyT:
+        """The next message.
 
         Raises:
-            UnavailableError: this subscriber fell behind by more than the agent keeps; events are missing.
+            RequestFailedError: the agent ended it with an error; 503 when this consumer fell behind by more than the
+                agent keeps.
             ConnectionLostError: the connection ended.
         """
-        return await self._replies.next()
+        if not self._ended:
+            try:
+                with trio.move_on_at(self._deadline):
+                    reply = await self._replies.next()
+                    self._ended = self._is_last is not None and self._is_last(reply)
+                    return reply
+            except trio.EndOfChannel:
+                pass
+        self._ended = True
+        raise StopAsyncIteration
 
 
 @define(eq=False)

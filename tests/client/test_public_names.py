@@ -11,7 +11,7 @@ import trio.testing
 import arcbox_client
 from arcbox_client import AgentClient, SandboxFailedError, TimedOutError, errors
 from arcbox_client.testing import memory_pair
-from arcbox_protocol import EXCHANGES, ErrorReply, MessageType, arcbox_sandbox_v1, arcbox_v1, sandbox_v1
+from arcbox_protocol import EXCHANGES, ErrorReply, MessageType, sandbox_v1
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -20,26 +20,24 @@ if TYPE_CHECKING:
 
     from arcbox_client.testing import Request, Script
 
-EMPTY_OR_BYTES = {"Empty", "MmapReadFileResponse", "RunOutput", "ExecOutput"}
-"""Messages of replies that no method returns: it returns None, bytes, or an object of its own."""
-
-
-LATER = {
-    arcbox_v1.ReadinessEvent,
-    arcbox_v1.MemoryPressureEvent,
-    arcbox_v1.MachineStats,
-    sandbox_v1.SandboxPortForwardResponse,
-    sandbox_v1.FileChunk,
-    arcbox_sandbox_v1.FileStat,
-    arcbox_sandbox_v1.ListDirResponse,
-    arcbox_sandbox_v1.WatchDirResponse,
+NOT_RETURNED = {
+    "MmapReadFileResponse",
+    "RunOutput",
+    "ExecOutput",
+    "MachineExecOutput",
+    "SandboxPortForwardResponse",
+    "FileChunk",
+    "FileStat",
+    "ListDirResponse",
+    "WatchDirResponse",
+    "ListExecutionsResponse",
 }
+"""Messages of replies that methods return as something else: bytes, numbers, objects of their own."""
 
 
 def test_every_message_that_a_method_returns_can_be_imported_from_the_package() -> None:
-    messages = [exchange.reply_message for exchange in EXCHANGES.values() if exchange.request < 0x44]
-    replies = {message.DESCRIPTOR.name for message in messages if message and message not in LATER}
-    assert replies - EMPTY_OR_BYTES <= set(arcbox_client.__all__)
+    replies = {exchange.reply_message.DESCRIPTOR.name for exchange in EXCHANGES.values() if exchange.reply_message}
+    assert replies - NOT_RETURNED <= set(arcbox_client.__all__)
 
 
 def test_every_error_can_be_imported_from_the_package() -> None:
@@ -130,3 +128,32 @@ async def test_run_returns_what_a_command_wrote_and_how_it_ended() -> None:
         nursery.start_soon(cat)
         done = await client.run("box", ["cat"], stdin=b"some", env={"A": "b"}, timeout=3)
     assert (done.exit_code, done.stdout, done.stderr) == (3, b"some", b"")
+
+
+@pytest.mark.parametrize(
+    ("info", "reason"),
+    [
+        (
+            sandbox_v1.SandboxInfo(state="ready", error="oom: the memory limit was reached"),
+            "oom",
+        ),
+        (sandbox_v1.SandboxInfo(state="ready", error="timeout: it was killed after 3 s"), "timeout"),
+        (sandbox_v1.SandboxInfo(state="ready"), None),
+        (sandbox_v1.SandboxInfo(state="stopping"), "expired"),
+        (ErrorReply(404, "no such sandbox"), "removed"),
+    ],
+)
+async def test_run_says_why_what_it_ran_was_killed(
+    info: sandbox_v1.SandboxInfo | ErrorReply, reason: str | None
+) -> None:
+    killed = sandbox_v1.ExecOutput(stream="exit", exit_code=137, done=True)
+    removed = sandbox_v1.SandboxEvent(sandbox_id="box", action="removed", attributes={"reason": "expired"})
+    script: Script = {
+        MessageType.PingRequest: lambda _: b"",
+        MessageType.SandboxExecRequest: lambda _: [killed],
+        MessageType.SandboxInspectRequest: lambda _: info,
+        MessageType.SandboxEventsRequest: lambda _: [removed],
+    }
+    async with memory_pair(script) as (client, _):
+        done = await client.run("box", ["sleep", "9"])
+    assert (done.exit_code, done.reason) == (137, reason)

@@ -6,19 +6,28 @@ import errno
 import os
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 import trio
 
 from arcbox_client.commands._output import as_plain, show_json
 from arcbox_client.errors import AgentError
+from arcbox_client.streams import KILLED, KillReason
 from arcbox_protocol import sandbox_v1
 
 if TYPE_CHECKING:
     from typing import TextIO
 
+    from arcbox_client.client import AgentClient
     from arcbox_client.streams import ExecSession, OutputChunk, RunSession
+
+_KILL_REASONS: Final[dict[KillReason, str]] = {
+    "oom": "out of memory (oom)",
+    "timeout": "its time was up (timeout)",
+    "removed": "its sandbox was removed (removed)",
+    "expired": "the time of its sandbox was up (expired)",
+}
 
 _READ_SIZE = 64 * 1024
 
@@ -81,6 +90,12 @@ async def show(session: RunSession, *, as_json: bool) -> int:
 def _show_json(piece: OutputChunk) -> None:
     plain = as_plain(sandbox_v1.RunOutput(stream=piece.stream, data=piece.data))
     show_json({name: plain[name] for name in ("stream", "data")})
+
+
+async def tell_why_killed(client: AgentClient, sandbox_id: str, exit_code: int) -> None:
+    """Say on stderr why a process was killed, if it was and the agent knows."""
+    if exit_code == KILLED and (reason := await client.kill_reason(sandbox_id)):
+        click.echo(f"arcboxctl: killed: {_KILL_REASONS[reason]}", err=True)
 
 
 async def copy_stdin(session: ExecSession) -> None:

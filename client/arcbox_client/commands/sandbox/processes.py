@@ -13,7 +13,7 @@ from attrs import define, field
 from arcbox_client._background import beside
 from arcbox_client.commands._invocation import ProcessCommand, common_options, pass_invocation
 from arcbox_client.commands.sandbox._arguments import CommandOptions, command_line, command_options
-from arcbox_client.commands.sandbox._stdio import copy_stdin, no_stdin, read, show
+from arcbox_client.commands.sandbox._stdio import copy_stdin, no_stdin, read, show, tell_why_killed
 from arcbox_client.commands.sandbox._terminal import (
     DetachKeys,
     KeySequence,
@@ -68,6 +68,7 @@ def run(invocation: Invocation, /, sandbox_id: str, cmd: tuple[str, ...], **opti
             timeout=options["kill_after"],
         ) as session:
             exit_code = await show(session, as_json=invocation.json)
+        await tell_why_killed(client, sandbox_id, exit_code)
 
     invocation.run(show_output)
     raise click.exceptions.Exit(exit_code)
@@ -126,6 +127,7 @@ class _Execution:
                 await self._on_this_terminal(session)
             else:
                 await self._in_pipes(session)
+        await tell_why_killed(client, self._sandbox_id, self.exit_code)
 
     def _wire_options(self) -> ExecOptions:
         options = self._options
