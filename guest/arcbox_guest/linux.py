@@ -25,6 +25,7 @@ MS_PRIVATE: Final = 1 << 18
 MS_SLAVE: Final = 1 << 19
 MNT_DETACH: Final = 2
 
+RESOLVE_NO_XDEV: Final = 1
 RESOLVE_NO_MAGICLINKS: Final = 2
 RESOLVE_IN_ROOT: Final = 16
 RESOLVE_CACHED: Final = 32
@@ -95,6 +96,21 @@ def _openat2(directory: int, path: bytes, flags: int, resolve: int) -> int:
     how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
     result: int = libc.syscall(_SYS_OPENAT2, directory, path, ctypes.byref(how), ctypes.sizeof(how))
     return result
+
+
+def check_no_mount_point(directory: int, name: str) -> None:
+    """Find out whether something is mounted on a name in an open directory, in that directory's mount namespace.
+
+    The kernel itself asks only for mounts in the caller's namespace: who removes or replaces a mount point of another
+    one has unmounted it, rename(2) and rmdir(2) don't say so.
+
+    Raises:
+        OSError: EBUSY, there is a mount; ENOENT, there is nothing.
+    """
+    opened = _openat2(directory, os.fsencode(name), os.O_PATH | os.O_NOFOLLOW, RESOLVE_NO_XDEV)
+    if opened == -1 and ctypes.get_errno() == errno.EXDEV:
+        raise OSError(errno.EBUSY, "something is mounted there", name)
+    os.close(check_result(opened, name))
 
 
 def clone_mount(opened: int) -> int:

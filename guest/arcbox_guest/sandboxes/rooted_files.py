@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 from attrs import define, field, frozen
 
-from arcbox_guest.linux import open_in_root
+from arcbox_guest.linux import check_no_mount_point, open_in_root
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -137,6 +137,8 @@ class NewFile:
         if not self._hidden:
             self._hidden = _hidden_name()
             os.link(f"/proc/self/fd/{self._descriptor}", self._hidden, dst_dir_fd=self._directory)
+        with suppress(FileNotFoundError):
+            check_no_mount_point(self._directory, self._name)
         os.rename(self._hidden, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
         self._hidden = ""
 
@@ -214,9 +216,10 @@ def remove(root: int, path: str, *, recursive: bool) -> None:
     """Remove what is at a path: a symbolic link itself, a directory if it is empty or `recursive`.
 
     Raises:
-        OSError: ENOTEMPTY, the directory has something in it.
+        OSError: ENOTEMPTY, the directory has something in it; EBUSY, it is a mount point, or has one below.
     """
     with _parent(root, path) as (directory, name):
+        check_no_mount_point(directory, name)
         try:
             os.unlink(name, dir_fd=directory)
         except IsADirectoryError:
@@ -229,6 +232,9 @@ def remove(root: int, path: str, *, recursive: bool) -> None:
 def move(root: int, source: str, target: str) -> None:
     """Rename something, in place of a file or an empty directory that is there: rename(2)."""
     with _parent(root, source) as (old, old_name), _parent(root, target) as (new, new_name):
+        check_no_mount_point(old, old_name)
+        with suppress(FileNotFoundError):
+            check_no_mount_point(new, new_name)
         os.rename(old_name, new_name, src_dir_fd=old, dst_dir_fd=new)
 
 
@@ -332,6 +338,7 @@ def _empty(directory: int) -> str | None:
     with os.scandir(directory) as entries:
         for entry in entries:
             try:
+                check_no_mount_point(directory, entry.name)
                 if entry.is_dir(follow_symlinks=False):
                     os.rmdir(entry.name, dir_fd=directory)
                 else:
