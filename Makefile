@@ -7,10 +7,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 ROOMS := agent client guest handlers protocol
 SANDBOX_TOOLS := crun=crun catatonit=catatonit conmon=conmon busybox=busybox-static
+IMAGE_TOOLS := mmdebstrap=mmdebstrap mkfs.ext4=e2fsprogs
+VM_TOOLS := qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils /usr/lib/qemu/virtiofsd=qemu-system-common
 
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help demo run test check bench proto venv clean bytecode
+.PHONY: help demo run test test-vm check bench deb image vm proto venv clean bytecode
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -30,6 +32,10 @@ test: bytecode ## all tests: make test ARGS="-k frames"
 		blkid=util-linux dockerd=docker.io containerd=containerd
 	@$(BIN)/pytest --numprocesses 3 $(ARGS)
 
+test-vm: bytecode ## boots the guest image and tests in it: make test-vm ARGS="-k watchdog"
+	@tools/debian-packages $(IMAGE_TOOLS) $(VM_TOOLS)
+	@$(BIN)/pytest -m vm --timeout 600 tests/vm $(ARGS)
+
 check: $(VENV)/.installed ## linters, types, arrows between rooms, stale generated files
 	@tools/check
 
@@ -37,6 +43,18 @@ bench: bytecode ## speed and memory beside their floors: make bench ARGS=--json
 	@tools/debian-packages --optional qemu-ga=qemu-guest-agent $(SANDBOX_TOOLS)
 	@tools/debian-packages --optional dockerd=docker.io
 	@$(BIN)/python -m bench $(ARGS)
+
+deb: $(VENV)/.installed ## build/arcbox-agent_*.deb, for a guest without network or compiler
+	@tools/debian-packages dpkg-deb=dpkg
+	@tools/deb build
+
+image: $(VENV)/.installed ## the guest image: Debian, its kernel, the package (root; a minute, cached)
+	@tools/debian-packages $(IMAGE_TOOLS)
+	@$(BIN)/python -m tools.vm image
+
+vm: bytecode ## boot that image with a console here, and print the address for arcboxctl
+	@tools/debian-packages $(IMAGE_TOOLS) $(VM_TOOLS)
+	@$(BIN)/python -m tools.vm run $(ARGS)
 
 proto: $(VENV)/.installed ## generate protocol/arcbox_protocol/proto/*_pb2.py and .pyi
 	@tools/proto . && echo "generated: $$(echo protocol/arcbox_protocol/proto/*_pb2.*)"

@@ -30,10 +30,22 @@ _FILE_HELP = (
 
 def main() -> int:
     """Be `arcbox-agent`; returns the exit status."""
+    if os.getpid() == 1 and _is_init(sys.argv[1:]):
+        from arcbox_agent import pid1  # noqa: PLC0415  not for anybody else
+
+        pid1.run(sys.argv[1:])
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS, 50, 100)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the server takes over: no traceback of half an import
     _open_standard_streams()
     return run(sys.argv[1:])
+
+
+def _is_init(arguments: Sequence[str]) -> bool:
+    """Whether PID 1 shall keep an agent running: unless it is a command of a container that is over soon.
+
+    A kernel gives its init what it does not know itself of its command line.
+    """
+    return not arguments or arguments[0] not in ("config", "check", "rootfs", "--version", "--help", "-h")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -178,17 +190,34 @@ def _add_check(commands: _Commands[_Parser]) -> None:
         help="show what this machine offers",
         description="Show what this machine offers: vsock, cgroups, file systems, container tools and more. Nothing is"
         " changed.",
-        epilog="The exit status is 0 unless something is missing that the agent itself can't do without.",
+        epilog="The exit status is 0 unless something is missing that the agent itself can't do without; with --image,"
+        " unless anything is missing.",
         allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help=_FILE_HELP)
+    parser.add_argument(
+        "--image", metavar="ROOT", help="look at the root directory of a guest image that is being built, in its place"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
     parser.set_defaults(command=_check)
 
 
 def _check(options: argparse.Namespace) -> int:
-    from arcbox_agent.check import examine, for_people, for_programs  # noqa: PLC0415  not for --help
+    from pathlib import Path  # noqa: PLC0415  not for --help
 
-    findings = examine()
+    from arcbox_agent._machine import Machine, machine_in  # noqa: PLC0415  not for --help
+    from arcbox_agent.check import examine, for_people, for_programs  # noqa: PLC0415
+    from arcbox_agent.image_check import examine_image  # noqa: PLC0415
+    from arcbox_agent.settings import DEFAULT_FILE, SettingsError, load  # noqa: PLC0415
+
+    root = Path(options.image or "/")
+    try:
+        settings = load(options.config, default_file=root / DEFAULT_FILE.relative_to("/")).settings
+    except SettingsError as error:
+        return _complain(str(error), _MISUSED)
+    if options.image and not root.is_dir():
+        return _complain(f"{root} is no directory", _MISUSED)
+    findings = examine_image(machine_in(root, settings)) if options.image else examine(Machine(settings=settings))
     print(for_programs(findings) if options.json else for_people(findings))  # noqa: T201  the way of commands
     return _FAILED if any(finding.prevents_serving for finding in findings) else 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import shutil
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from attrs import Factory, frozen
+
+from arcbox_agent.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,6 +48,14 @@ def read_cid(device: Path) -> int:
     return int.from_bytes(answer, sys.byteorder)
 
 
+def file_system_type(path: Path) -> int | None:
+    """f_type of statfs(2), which os.statvfs leaves out; its first field is that on every architecture."""
+    buffer = ctypes.create_string_buffer(256)
+    if ctypes.CDLL(None).statfs(os.fsencode(path), buffer) != 0:
+        return None
+    return int.from_bytes(buffer.raw[: ctypes.sizeof(ctypes.c_long)], sys.byteorder)
+
+
 def file_limit() -> int:
     """How many files this process may at most have open."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -66,6 +77,9 @@ class Machine:
     deadline: float = 2.0
     """Seconds that a tool may run."""
 
+    settings: Settings = Factory(Settings)
+    """Of the agent that shall run on it."""
+
     bind_vsock: Callable[[], None] = bind_vsock
     read_cid: Callable[[Path], int] = read_cid
     file_limit: Callable[[], int] = file_limit
@@ -81,6 +95,13 @@ class Machine:
             return self.path(absolute).read_text("utf-8", "replace").strip()
         except OSError:
             return ""
+
+    def file_system(self, absolute: str) -> int | None:
+        """The type of the file system that a path is on, or will be: f_type of statfs(2). None if it can't be told."""
+        path = self.path(absolute)
+        while not path.exists() and path != path.parent:
+            path = path.parent
+        return file_system_type(path)
 
     def find(self, tool: str) -> str | None:
         """The path of an executable."""
@@ -117,3 +138,10 @@ class Machine:
                 os.killpg(process.pid, signal.SIGKILL)
                 raise
         return output, process.returncode
+
+
+def machine_in(root: Path, settings: Settings) -> Machine:
+    """A machine whose files are below a directory, as those of an image that is being built; nothing of it runs."""
+    directories = (_RUNTIME_DIRECTORY, *_SYSTEM_DIRECTORIES.split(os.pathsep))
+    search_path = os.pathsep.join(str(root / directory.lstrip("/")) for directory in directories)
+    return Machine(root=root, search_path=search_path, settings=settings)

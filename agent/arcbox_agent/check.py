@@ -31,6 +31,12 @@ _CAP_SYS_ADMIN: Final = 1 << 21
 _NO_CID: Final = (0xFFFF_FFFF, 0, 1)
 """VMADDR_CID_ANY, _HYPERVISOR and _LOCAL of vsock(7): none under which a host would find this machine."""
 
+_OVERLAY: Final = 0x794C_7630
+"""OVERLAYFS_SUPER_MAGIC of linux/magic.h."""
+
+_TRANSPORT: Final = "vmw_vsock_virtio_transport"
+"""The module of the guest's end of vsock, for everything that is no VMware or Hyper-V."""
+
 _CONTROLLERS: Final = {"cpu", "memory", "pids"}
 """The cgroup controllers that hold the limits of sandboxes."""
 
@@ -131,10 +137,12 @@ def vsock(machine: Machine) -> Found:
         return "missing", f"no AF_VSOCK socket can be bound: {error.strerror}"
     try:
         cid = machine.read_cid(machine.path("/dev/vsock"))
-    except OSError as error:
-        return "limited", f"sockets can be bound, but /dev/vsock tells no CID: {error.strerror}"
+    except OSError:
+        cid = _NO_CID[0]
     if cid in _NO_CID:
-        return "limited", "sockets can be bound, but this machine has no CID: no host will connect"
+        listens = any(address.startswith("vsock:") for address in machine.settings.listen)
+        why = f"this machine has no CID, and no host will ever connect: is the module {_TRANSPORT} loaded?"
+        return ("missing" if listens else "limited"), why
     return "ok", f"CID {cid}"
 
 
@@ -223,6 +231,25 @@ def tool(name: str, machine: Machine) -> Found:
         return "limited", f"{path} {error}"
 
 
+def rootfs(machine: Machine) -> Found:
+    configured = machine.settings.sandbox.rootfs
+    if not configured:
+        return "limited", "none by default: each sandbox has to name its own, until the setting sandbox.rootfs is set"
+    if not machine.path(configured).exists():
+        return "missing", f"{configured} is not there: arcbox-agent rootfs build {configured}"
+    return "ok", configured
+
+
+def data_directory(machine: Machine) -> Found:
+    path = machine.settings.sandbox.data_dir
+    if machine.file_system(path) == _OVERLAY:
+        return (
+            "missing",
+            f"{path} is on an overlay, on which the kernel lets no other overlay write: mount a disk there",
+        )
+    return "ok", path
+
+
 _CONTAINERS, _IMAGES, _SANDBOXES = "container runtime", "sandboxes from images", "sandboxes"
 
 PROBES: Final = (
@@ -232,7 +259,7 @@ PROBES: Final = (
     Probe("open files", "many connections", open_files),
     Probe("init", "Shutdown", init),
     Probe("privileges", "clock, trim, containers, sandboxes", capabilities),
-    Probe("vsock", "talking to the host", vsock),
+    Probe("vsock", "talking to the host", vsock, essential=True),
     Probe("cgroups", "limits of containers and sandboxes", cgroups),
     Probe("namespaces", "containers and sandboxes", namespaces),
     Probe("seccomp", "containers and sandboxes", seccomp),
@@ -244,6 +271,11 @@ PROBES: Final = (
     Probe("loop devices", "root file systems in image files", loop_devices),
     Probe("fuse", "file systems of users, inside containers", fuse),
     Probe("kvm", "sandboxes that are virtual machines", kvm),
+    Probe("data directory", _SANDBOXES, data_directory),
+    Probe("rootfs", _SANDBOXES, rootfs),
+    Probe("catatonit", _SANDBOXES, partial(tool, "catatonit")),
+    Probe("conmon", "commands that outlive the agent", partial(tool, "conmon")),
+    Probe("busybox", "arcbox-agent rootfs build", partial(tool, "busybox")),
     Probe("crun", _SANDBOXES, partial(tool, "crun")),
     Probe("runc", f"{_CONTAINERS}, {_SANDBOXES}", partial(tool, "runc")),
     Probe("containerd", f"{_CONTAINERS}, Kubernetes", partial(tool, "containerd")),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
@@ -13,6 +11,7 @@ import trio
 from attrs import field, frozen
 
 from arcbox_guest.errors import GuestError
+from arcbox_guest.kernel_machine import KernelMachine, owns_machine
 from arcbox_guest.power import sync_until
 
 if TYPE_CHECKING:
@@ -26,12 +25,6 @@ _LEAST_PATIENCE: Final = 5.0
 
 _POLL: Final = 0.05
 """Seconds between two looks at what still runs."""
-
-_RB_POWER_OFF: Final = 0x4321_FEDC
-"""reboot(2); the C library adds the magic numbers."""
-
-_PF_KTHREAD: Final = 0x0020_0000
-"""The kernel's flag for its own threads, in the ninth field of /proc/PID/stat."""
 
 
 class Machine(Protocol):
@@ -50,9 +43,10 @@ class Machine(Protocol):
         """Cut the power, at once."""
 
 
-def choose_power_switch(
+def choose_power_switch(  # noqa: PLR0913  facts about one process, all by name
     setting: Literal["auto", "disabled"],
     *,
+    owns_machine: bool,
     pid: int,
     parent_pid: int,
     environ: Mapping[str, str],
@@ -66,7 +60,7 @@ def choose_power_switch(
     """
     if setting == "disabled":
         return None
-    if pid == 1:
+    if owns_machine:
         return "pid1"
     if systemd_running and parent_pid == 1 and environ.get("SYSTEMD_EXEC_PID") == str(pid):
         return "systemd"
@@ -77,6 +71,7 @@ def power_switch(setting: Literal["auto", "disabled"]) -> PowerSwitch | None:
     """The switch of this very process, by `choose_power_switch`."""
     choice = choose_power_switch(
         setting,
+        owns_machine=owns_machine(),
         pid=os.getpid(),
         parent_pid=os.getppid(),
         environ=os.environ,
@@ -137,50 +132,3 @@ class Pid1PowerSwitch:
             await trio.sleep(_POLL)
             if not self._machine.has_processes():
                 return
-
-
-class KernelMachine:
-    """The machine, or the container, that this process is the init of; any other process is refused."""
-
-    def kill_all(self, signal_number: int) -> None:
-        _require_pid1()
-        with suppress(ProcessLookupError):  # there is nobody else
-            os.kill(-1, signal_number)
-
-    def has_processes(self) -> bool:
-        _require_pid1()
-        return any(_runs(entry) for entry in Path("/proc").iterdir() if entry.name.isdecimal() and entry.name != "1")
-
-    def sync(self) -> None:
-        _require_pid1()
-        os.sync()
-
-    def power_off(self) -> None:
-        _require_pid1()
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.reboot(ctypes.c_int(_RB_POWER_OFF)) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, f"reboot(2): {os.strerror(code)}")
-
-
-def _require_pid1() -> None:
-    if os.getpid() != 1:
-        raise GuestError("only PID 1 may do this to a machine")
-
-
-def _runs(process: Path) -> bool:
-    try:
-        return is_running_program((process / "stat").read_bytes())
-    except OSError:  # it ended
-        return False
-
-
-def is_running_program(stat: bytes) -> bool:
-    """Whether /proc/PID/stat shows a program that runs: neither a zombie nor a thread of the kernel's.
-
-    The name of a program, in parentheses, may hold parentheses and spaces itself: what follows the last one
-    counts.
-    """
-    state, *numbers = stat[stat.rindex(b")") + 2 :].split()
-    flags = int(numbers[5])
-    return state not in (b"Z", b"X") and not flags & _PF_KTHREAD

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 from attrs import evolve
 
+from arcbox_agent import _machine
+from arcbox_agent.__main__ import run
 from arcbox_agent._machine import Machine, ToolError
 from arcbox_agent.check import PROBES, Finding, examine, for_people, for_programs
+from arcbox_agent.settings import Sandbox, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,8 +87,8 @@ def test_a_machine_that_has_nothing_is_described_without_an_error(machine: Machi
 
 
 def test_only_what_the_agent_can_not_do_without_prevents_serving() -> None:
-    assert [probe.name for probe in PROBES if probe.essential] == ["proc"]
-    assert not any(finding.prevents_serving for finding in examine())
+    assert [probe.name for probe in PROBES if probe.essential] == ["proc", "vsock"]
+    assert not any(finding.prevents_serving for finding in examine(Machine(settings=Settings(listen=("unix:/x",)))))
 
 
 def test_this_machine_is_described_as_it_is() -> None:
@@ -101,13 +104,46 @@ def test_vsock_without_the_address_family_is_missing(machine: Machine) -> None:
     assert os.strerror(errno.EAFNOSUPPORT) in finding.detail
 
 
-def test_vsock_without_its_device_is_limited(machine: Machine) -> None:
-    assert look("vsock", evolve(machine, read_cid=fails_with(errno.ENOENT))).status == "limited"
-
-
 @pytest.mark.parametrize("cid", [0xFFFF_FFFF, 0, 1])
-def test_vsock_without_a_cid_of_its_own_is_limited(machine: Machine, cid: int) -> None:
-    assert look("vsock", evolve(machine, read_cid=lambda _: cid)).status == "limited"
+def test_vsock_without_a_cid_of_its_own_is_missing_if_it_is_listened_on(machine: Machine, cid: int) -> None:
+    without = evolve(machine, read_cid=lambda _: cid)
+    finding = look("vsock", without)
+    assert finding.prevents_serving
+    assert "vmw_vsock_virtio_transport" in finding.detail
+    assert look("vsock", evolve(without, settings=Settings(listen=("unix:/x",)))).status == "limited"
+    assert look("vsock", evolve(without, read_cid=fails_with(errno.ENOENT))).prevents_serving
+
+
+def test_a_data_directory_on_an_overlay_is_no_good(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert look("data directory", machine).status == "ok"
+    monkeypatch.setattr(_machine, "file_system_type", lambda _path: 0x794C7630)
+    assert look("data directory", machine).status == "missing"
+
+
+def test_the_root_file_system_of_sandboxes_is_looked_for(machine: Machine, add: Add) -> None:
+    assert look("rootfs", machine).status == "limited"
+    configured = evolve(machine, settings=Settings(sandbox=Sandbox(rootfs="/srv/box.squashfs")))
+    assert look("rootfs", configured).status == "missing"
+    add("/srv/box.squashfs")
+    assert look("rootfs", configured).status == "ok"
+
+
+def test_an_image_says_what_it_lacks_by_its_exit_status(
+    tmp_path: Path, add: Add, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add("/etc/arcbox/agent.toml", 'sandbox.rootfs = "/var/lib/arcbox/rootfs.squashfs"\n')
+    add("/var/lib/arcbox/rootfs.squashfs")
+    add("/lib/systemd/system/arcbox-agent.service")
+    add("/etc/systemd/system/multi-user.target.wants/arcbox-agent.service")
+    modules = ("vmw_vsock_virtio_transport", "overlay", "loop", "squashfs")
+    add("/lib/modules/6.1.0/modules.dep", "".join(f"kernel/{name}.ko: \n" for name in modules))
+    for name in ("arcbox-agent", "crun", "catatonit", "conmon", "nft"):
+        add(f"/usr/bin/{name}")
+        (tmp_path / "usr" / "bin" / name).chmod(0o755)
+    assert run(["check", "--image", str(tmp_path)]) == 0
+    (tmp_path / "usr" / "bin" / "catatonit").unlink()
+    assert run(["check", "--image", str(tmp_path), "--json"]) == 1
+    assert "no catatonit" in capsys.readouterr().out
 
 
 def test_vsock_with_a_cid_says_which(machine: Machine) -> None:

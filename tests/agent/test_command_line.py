@@ -76,7 +76,7 @@ def test_help_names_every_command_and_each_explains_itself(capsys: pytest.Captur
         (["srve"], "srve"),
         (["serve", "--lisen", "vsock:1"], "--lisen"),
         (["serve", "--listen"], "--listen"),
-        (["check", "--config", "x"], "--config"),
+        (["check", "--confg", "x"], "--confg"),
     ],
 )
 def test_a_command_line_that_makes_no_sense_is_one_line_that_points_to_the_help(

@@ -20,12 +20,11 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from arcbox_guest import power_switches
 from arcbox_guest.errors import GuestError
+from arcbox_guest.kernel_machine import KernelMachine, is_running_program
 from arcbox_guest.power_switches import (
-    KernelMachine,
     Pid1PowerSwitch,
     SystemdPowerSwitch,
     choose_power_switch,
-    is_running_program,
     power_switch,
 )
 
@@ -41,18 +40,28 @@ SERVICE = {"SYSTEMD_EXEC_PID": "4242", "INVOCATION_ID": "0123456789abcdef0123456
 def choose(
     setting: Literal["auto", "disabled"] = "auto",
     *,
+    owns_machine: bool = False,
     pid: int = 4242,
     parent_pid: int = 1,
     environ: Mapping[str, str] = SERVICE,
     systemd_running: bool = True,
 ) -> str | None:
     return choose_power_switch(
-        setting, pid=pid, parent_pid=parent_pid, environ=environ, systemd_running=systemd_running
+        setting,
+        owns_machine=owns_machine,
+        pid=pid,
+        parent_pid=parent_pid,
+        environ=environ,
+        systemd_running=systemd_running,
     )
 
 
 def test_pid_1_powers_off_by_itself() -> None:
-    assert choose(pid=1, parent_pid=0, environ={}, systemd_running=False) == "pid1"
+    assert choose(owns_machine=True, pid=1, parent_pid=0, environ={}, systemd_running=False) == "pid1"
+
+
+def test_the_agent_that_pid_1_runs_powers_off_as_pid_1_does() -> None:
+    assert choose(owns_machine=True, pid=7, parent_pid=1, environ={}, systemd_running=False) == "pid1"
 
 
 def test_a_service_of_systemd_powers_off_through_systemd() -> None:
@@ -61,7 +70,7 @@ def test_a_service_of_systemd_powers_off_through_systemd() -> None:
 
 def test_a_setting_of_disabled_beats_everything() -> None:
     assert choose("disabled") is None
-    assert choose("disabled", pid=1, parent_pid=0) is None
+    assert choose("disabled", owns_machine=True, pid=1, parent_pid=0) is None
 
 
 def test_a_process_on_a_workstation_powers_nothing_off() -> None:
