@@ -15,7 +15,7 @@ MAKEFLAGS += --no-print-directory
 .PHONY: help demo run test test-vm check bench deb image vm proto venv clean bytecode
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo '  PYTHON=python3.12 chooses the interpreter; ARGS="..." is passed on by run, test and bench.'
 
