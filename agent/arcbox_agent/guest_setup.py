@@ -23,6 +23,7 @@ from arcbox_guest.sandboxes.files import SandboxFiles
 from arcbox_guest.sandboxes.manager import Defaults, SandboxManager
 from arcbox_guest.sandboxes.on_demand import OnDemandDriver
 from arcbox_guest.sandboxes.ownership import DataDirectory
+from arcbox_guest.sandboxes.ports import PortForwards
 from arcbox_guest.sandboxes.records import Records
 from arcbox_guest.sandboxes.snapshots import Snapshots
 from arcbox_guest.system import System
@@ -47,6 +48,7 @@ def build_guest(settings: Settings) -> Guest:
         files=Files(),
         images=images,
         network=network,
+        ports=PortForwards(sandboxes),
         power=Power(
             power_switch(settings.power.off),
             [Stopper("sandboxes", sandboxes.stop_all), Stopper("container runtime", runtime.stop)],

@@ -7,11 +7,10 @@ the two directions of a connection end one by one.
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import socket
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -20,6 +19,7 @@ from attrs import define, field, frozen
 from arcbox_agent.addresses import UnixAddress, VsockAddress, parse_address, parse_target
 from arcbox_agent.guest_setup import docker_vsock_port
 from arcbox_agent.listeners import guarded, listen_patiently
+from arcbox_guest.relay import SocketPair
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
@@ -28,17 +28,6 @@ if TYPE_CHECKING:
     from arcbox_agent.settings import Settings
 
 log = logging.getLogger(__name__)
-
-_SMALL: Final = 16 * 1024
-"""Bytes of one receive. Whoever fills it has more, which goes through a pipe."""
-
-_BULK: Final = 1024 * 1024
-"""Bytes of the pipe, the most that anybody may ask for: pipe(7); and of the send buffers of Unix sockets."""
-
-_COPIED: Final = 256 * 1024
-"""Bytes of one receive from or for AF_VSOCK, where splice(2) works, and is slower than copying."""
-
-_ROUNDS_BETWEEN_CHECKPOINTS: Final = 16
 
 _CONNECT_WITHIN: Final = 10.0
 """Seconds to wait for room in the backlog of a target, or for the answer of a TCP one."""
@@ -135,22 +124,11 @@ class Proxy:
                 log.info("proxy can't connect", extra={"proxy": self.name, "reason": str(error)})
                 return
             closing.pop_all()
-        connection = _Connection(near, far)
         self.open += 1
-        relays.start_soon(self._run_direction, connection, far, near)
-        await self._run_direction(connection, near, far)
+        await SocketPair(near, far, self._closed).relay(relays)
 
-    async def _run_direction(self, connection: _Connection, source: socket.socket, sink: socket.socket) -> None:
-        try:
-            await _Direction(source, sink).run()
-        except OSError:  # one end is gone: so is the connection, for both
-            connection.abort()
-        except Exception:
-            log.exception("proxy failed", extra={"proxy": self.name})
-            connection.abort()
-        finally:
-            if connection.leave():
-                self.open -= 1
+    def _closed(self) -> None:
+        self.open -= 1
 
 
 def build_proxies(settings: Settings) -> list[Proxy]:
@@ -170,98 +148,3 @@ def build_proxies(settings: Settings) -> list[Proxy]:
             target = Target.at(parse_target(route.target or default_target))
             proxies.append(Proxy(name, addresses, target, settings.vsock.allowed_cids))
     return proxies
-
-
-@define(eq=False)
-class _Connection:
-    """The two sockets of a connection, closed when neither direction needs them any more."""
-
-    near: socket.socket
-    far: socket.socket
-    _directions: int = field(init=False, default=2)
-
-    def abort(self) -> None:
-        """End both directions."""
-        for end in (self.near, self.far):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    def leave(self) -> bool:
-        """One direction has ended; whether it was the last."""
-        self._directions -= 1
-        if self._directions == 0:
-            self.near.close()
-            self.far.close()
-        return self._directions == 0
-
-
-@define(eq=False)
-class _Direction:
-    """From one socket to another, until the end of the stream."""
-
-    _source: socket.socket
-    _sink: socket.socket
-    _rounds: int = field(init=False, default=0)
-
-    async def run(self) -> None:
-        """Relay until the source ends, and then end the sink. Raises OSError: one of them is gone."""
-        size = _SMALL
-        while data := await self._receive(size):
-            await self._send(data)
-            if len(data) < size:
-                continue
-            if socket.AF_VSOCK in (self._source.family, self._sink.family):
-                size = _COPIED
-            else:
-                await self._splice_all()
-                break
-        self._sink.shutdown(socket.SHUT_WR)
-
-    async def _receive(self, size: int) -> bytes:
-        while True:
-            try:
-                data = self._source.recv(size)
-            except BlockingIOError:
-                await trio.lowlevel.wait_readable(self._source)
-            else:
-                await self._take_turns()
-                return data
-
-    async def _send(self, data: bytes) -> None:
-        sent = 0
-        while sent < len(data):
-            try:
-                sent += self._sink.send(memoryview(data)[sent:] if sent else data)
-            except BlockingIOError:
-                await trio.lowlevel.wait_writable(self._sink)
-
-    async def _splice_all(self) -> None:
-        """Have the kernel move the rest: neither copied here nor allocated."""
-        reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, _BULK)
-            if self._sink.family == socket.AF_UNIX:
-                self._sink.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BULK)
-            source, sink = self._source.fileno(), self._sink.fileno()
-            while True:
-                try:
-                    inside = os.splice(source, writer, _BULK)
-                except BlockingIOError:
-                    await trio.lowlevel.wait_readable(source)
-                    continue
-                if not inside:
-                    return
-                while inside:
-                    try:
-                        inside -= os.splice(reader, sink, inside)
-                    except BlockingIOError:
-                        await trio.lowlevel.wait_writable(sink)
-                await self._take_turns()
-        finally:
-            os.close(reader)
-            os.close(writer)
-
-    async def _take_turns(self) -> None:
-        self._rounds += 1
-        if self._rounds % _ROUNDS_BETWEEN_CHECKPOINTS == 0:
-            await trio.lowlevel.checkpoint()

@@ -164,6 +164,7 @@ class Server:
             "watchdog": self._notifier.beat,
             "power": guest.power.run,
             "sandboxes": guest.sandboxes.run,
+            "ports of sandboxes": guest.ports.run,
             "container runtime": guest.runtime.run,
             "disk trim": partial(guest.disks.trim_periodically, settings.disk.trim_interval),
         }

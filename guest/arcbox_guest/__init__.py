@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from arcbox_guest.runtime.runtime import ContainerRuntime
     from arcbox_guest.sandboxes.files import SandboxFiles
     from arcbox_guest.sandboxes.manager import SandboxManager
+    from arcbox_guest.sandboxes.ports import PortForwards
     from arcbox_guest.system import System
 
 
@@ -31,6 +32,9 @@ class Guest:
 
     network: SandboxNetwork | None = None
     """Of the sandboxes; None where they have loopback only."""
+
+    ports: PortForwards
+    """Of the guest, that lead to sandboxes."""
 
     power: Power
     runtime: ContainerRuntime

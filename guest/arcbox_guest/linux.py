@@ -162,6 +162,20 @@ def setns(namespace: int, kind: int) -> None:
 
 
 @contextmanager
+def in_network(namespace: int) -> Iterator[None]:
+    """Have the calling thread, and no other, in a network namespace. A socket stays in the one that it was made in."""
+    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        setns(namespace, CLONE_NEWNET)
+        try:
+            yield
+        finally:
+            setns(own, CLONE_NEWNET)
+    finally:
+        os.close(own)
+
+
+@contextmanager
 def acting_as(uid: int, gid: int, groups: Sequence[int]) -> Iterator[None]:
     """Have the calling thread, and no other, look at files as another user does: without a capability, too.
 

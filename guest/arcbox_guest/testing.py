@@ -20,6 +20,7 @@ from arcbox_guest.files import Files
 from arcbox_guest.power import Power
 from arcbox_guest.runtime.runtime import ContainerRuntime, RuntimeConfig
 from arcbox_guest.sandboxes.files import SandboxFiles
+from arcbox_guest.sandboxes.ports import PortForwards
 from arcbox_guest.sandboxes.testing import fake_manager
 from arcbox_guest.system import Memory, System
 
@@ -114,6 +115,7 @@ def fake_guest(  # noqa: PLR0913  by name, and each has a default
         clock=clock or ClockFollower(FakeClock(), enabled=True),
         disks=disks or Disks(mounts=()),
         files=files or Files(),
+        ports=PortForwards(sandboxes),
         power=power or Power(FakePowerSwitch()),
         runtime=runtime or absent_runtime(),
         sandbox_files=SandboxFiles(sandboxes),

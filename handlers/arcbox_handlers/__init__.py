@@ -31,6 +31,7 @@ from .sandbox_files import (
     StatFile,
     WatchDir,
 )
+from .sandbox_ports import SandboxPortForward, SandboxPortForwardRemove
 from .sandbox_snapshots import SandboxCheckpoint, SandboxDeleteSnapshot, SandboxListSnapshots, SandboxRestore
 from .sandbox_streams import SandboxEvents, SandboxExec, SandboxRun
 from .sandboxes import SandboxCreate, SandboxInspect, SandboxList, SandboxRemove, SandboxStop
@@ -84,6 +85,8 @@ def default_registry() -> Registry:
             RemoveEntry,
             MoveEntry,
             WatchDir,
+            SandboxPortForward,
+            SandboxPortForwardRemove,
             SandboxCheckpoint,
             SandboxRestore,
             SandboxListSnapshots,

@@ -36,6 +36,8 @@ NOW_SUPPORTED = {
     MessageType.RemoveEntryRequest,
     MessageType.MoveEntryRequest,
     MessageType.WatchDirRequest,
+    MessageType.SandboxPortForwardRequest,
+    MessageType.SandboxPortForwardRemoveRequest,
     MessageType.SandboxCheckpointRequest,
     MessageType.SandboxRestoreRequest,
     MessageType.SandboxListSnapshotsRequest,

@@ -104,23 +104,9 @@ def _routing_socket(namespace: int | None = None) -> Iterator[IPRoute]:
         if namespace is None:
             netlink = IPRoute()
         else:
-            with _entered(namespace):  # a socket stays in the namespace that it was made in
+            with linux.in_network(namespace):  # a socket stays in the namespace that it was made in
                 netlink = IPRoute()
         with netlink:
             yield netlink
     except NetlinkError as error:
         raise OSError(error.code, os.strerror(error.code)) from error
-
-
-@contextmanager
-def _entered(namespace: int) -> Iterator[None]:
-    """Have this thread, and no other, in a network namespace."""
-    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        linux.setns(namespace, linux.CLONE_NEWNET)
-        try:
-            yield
-        finally:
-            linux.setns(own, linux.CLONE_NEWNET)
-    finally:
-        os.close(own)

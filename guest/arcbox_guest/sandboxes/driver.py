@@ -127,6 +127,13 @@ class Driver(Protocol):
             UnavailableError: the sandbox's init is gone.
         """
 
+    def network_namespace(self, sandbox_id: str) -> AbstractContextManager[int]:
+        """A sandbox's network namespace, open for as long as the context lasts. It may be entered in any thread.
+
+        Raises:
+            UnavailableError: the sandbox's init is gone.
+        """
+
     async def terminate(self, sandbox_id: str) -> None:
         """Send SIGTERM to all processes of a sandbox but its init."""
 

@@ -45,9 +45,6 @@ _THREADS: Final = 8
 _DISCARDING: Final = 5.0
 """Seconds that are waited for the removal of a file that was not written to its end; it goes on after that."""
 
-_WITH_FILES: Final = ("ready", "running", "paused")
-"""The states in which a sandbox has its files."""
-
 _ERRORS: Final[dict[int, type[GuestError]]] = {
     errno.ENOENT: NotFoundError,
     errno.ENOTDIR: NotFoundError,
@@ -214,7 +211,7 @@ class SandboxFiles:
         _check_path(path)
         await self._manager.opened()
         sandbox = self._manager.get(sandbox_id)
-        if sandbox.state.value not in _WITH_FILES:
+        if sandbox.state not in states.ALIVE:
             raise PreconditionError(f"{states.describe(sandbox)}: its files can't be reached")
 
         def call() -> _T:

@@ -281,6 +281,10 @@ class SandboxManager:
         """The root directory of a sandbox as its processes see it: `Driver.root`, in any thread."""
         return self._driver.root(sandbox_id)
 
+    def network_namespace(self, sandbox_id: str) -> AbstractContextManager[int]:
+        """The network namespace of a sandbox: `Driver.network_namespace`, in any thread."""
+        return self._driver.network_namespace(sandbox_id)
+
     async def over(self, sandbox_id: str) -> None:
         """Wait until a sandbox has ended, or is about to: nothing more can run in it.
 

@@ -60,6 +60,11 @@ class OnDemandDriver:
             raise UnavailableError(f"sandbox {sandbox_id} does not run")
         return self._loaded.root(sandbox_id)
 
+    def network_namespace(self, sandbox_id: str) -> AbstractContextManager[int]:
+        if self._loaded is None:
+            raise UnavailableError(f"sandbox {sandbox_id} does not run")
+        return self._loaded.network_namespace(sandbox_id)
+
     async def terminate(self, sandbox_id: str) -> None:
         await (await self._driver()).terminate(sandbox_id)
 

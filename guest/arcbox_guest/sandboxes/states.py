@@ -25,6 +25,9 @@ _AFTER: Final[Mapping[State, Mapping[Action, State | None]]] = {
 LIVE: Final = frozenset({State.STARTING, State.READY, State.RUNNING})
 """The states of a sandbox that nobody has asked to end yet."""
 
+ALIVE: Final = frozenset({State.READY, State.RUNNING})
+"""The states in which a sandbox has its files and its network."""
+
 READY: Final = frozenset({State.READY})
 """What a process needs that wants a sandbox to itself."""
 

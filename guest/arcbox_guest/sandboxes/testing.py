@@ -496,6 +496,12 @@ class FakeDriver:
         finally:
             os.close(directory)
 
+    @contextmanager
+    def network_namespace(self, sandbox_id: str) -> Iterator[int]:
+        self._up(sandbox_id)
+        with Path("/proc/self/ns/net").open("rb") as own:
+            yield own.fileno()
+
     async def terminate(self, sandbox_id: str) -> None:
         await self._begin("terminate", sandbox_id)
         for process in list(self._up(sandbox_id).processes):

@@ -159,6 +159,9 @@ class OciDriver:
     def root(self, sandbox_id: str) -> AbstractContextManager[int]:
         return self._find(sandbox_id).root()
 
+    def network_namespace(self, sandbox_id: str) -> AbstractContextManager[int]:
+        return self._find(sandbox_id).network_namespace()
+
     async def terminate(self, sandbox_id: str) -> None:
         await self._find(sandbox_id).terminate()
 

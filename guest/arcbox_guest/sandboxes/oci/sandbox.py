@@ -19,6 +19,7 @@ from arcbox_guest.sandboxes.oci.root_files import open_path, opened
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from arcbox_guest.child import PidFd
@@ -197,13 +198,21 @@ class LiveSandbox:
             self.check_alive()
             raise GuestError(f"the process can't be started in sandbox {self.id}: {error.strerror}") from error
 
-    @contextmanager
-    def root(self) -> Iterator[int]:
+    def root(self) -> AbstractContextManager[int]:
         """The sandbox's root directory, as its init sees it."""
+        return self._opened("root", os.O_PATH | os.O_DIRECTORY)
+
+    def network_namespace(self) -> AbstractContextManager[int]:
+        """Its network namespace."""
+        return self._opened("ns/net", os.O_RDONLY)
+
+    @contextmanager
+    def _opened(self, name: str, flags: int) -> Iterator[int]:
+        """Something of its init in /proc."""
         try:
-            with open_path(f"/proc/{self.init}/root", os.O_PATH | os.O_DIRECTORY) as root:
-                self.check_alive()  # else it is the root of another process, which got the same number
-                yield root
+            with open_path(f"/proc/{self.init}/{name}", flags) as opened:
+                self.check_alive()  # else it is another process's, which got the same number
+                yield opened
         except FileNotFoundError:
             self.check_alive()
             raise
