@@ -14,6 +14,7 @@ from arcbox_guest.disks import Disks
 from arcbox_guest.files import Files
 from arcbox_guest.images.store import ImageStore
 from arcbox_guest.kernel_command_line import parameter
+from arcbox_guest.kubernetes.kubernetes import Kubernetes, KubernetesConfig
 from arcbox_guest.network.network import NetworkSettings, SandboxNetwork
 from arcbox_guest.power import Power, Stopper
 from arcbox_guest.power_switches import power_switch
@@ -42,6 +43,7 @@ def build_guest(settings: Settings) -> Guest:
     images = image_store(settings)
     sandboxes = _sandbox_manager(settings.sandbox, network, images)
     runtime = _runtime(settings.runtime)
+    kubernetes = Kubernetes(KubernetesConfig(args=settings.kubernetes.args), runtime)
     return Guest(
         clock=ClockFollower(SystemClock(), settings.clock.follow_host),
         disks=Disks(settings.disk.trim_mounts),
@@ -49,9 +51,14 @@ def build_guest(settings: Settings) -> Guest:
         images=images,
         network=network,
         ports=PortForwards(sandboxes),
+        kubernetes=kubernetes,
         power=Power(
             power_switch(settings.power.off),
-            [Stopper("sandboxes", sandboxes.stop_all), Stopper("container runtime", runtime.stop)],
+            [
+                Stopper("sandboxes", sandboxes.stop_all),
+                Stopper("Kubernetes", kubernetes.daemon.stop),
+                Stopper("container runtime", runtime.stop),
+            ],
         ),
         runtime=runtime,
         sandbox_files=SandboxFiles(sandboxes, settings.sandbox.max_file_mib * 2**20),

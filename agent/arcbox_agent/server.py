@@ -166,6 +166,7 @@ class Server:
             "sandboxes": guest.sandboxes.run,
             "ports of sandboxes": guest.ports.run,
             "container runtime": guest.runtime.run,
+            "Kubernetes": guest.kubernetes.run,
             "disk trim": partial(guest.disks.trim_periodically, settings.disk.trim_interval),
         }
         if guest.network is not None:

@@ -307,6 +307,13 @@ class Runtime:
 
 
 @frozen(kw_only=True)
+class Kubernetes:
+    """Kubernetes: k3s, from `runtime.binary_dirs`, on the container runtime's containerd."""
+
+    args: tuple[str, ...] = setting((), "Further arguments of `k3s server`.", _ARGUMENTS)
+
+
+@frozen(kw_only=True)
 class DockerProxy:
     """The Docker API for the host: connections are relayed to dockerd as they are."""
 
@@ -376,6 +383,7 @@ class Settings:
     images: Images = Factory(Images)
     network: Network = Factory(Network)
     runtime: Runtime = Factory(Runtime)
+    kubernetes: Kubernetes = Factory(Kubernetes)
     proxy: Proxy = Factory(Proxy)
     log: Log = Factory(Log)
 

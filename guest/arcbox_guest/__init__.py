@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from arcbox_guest.disks import Disks
     from arcbox_guest.files import Files
     from arcbox_guest.images.store import ImageStore
+    from arcbox_guest.kubernetes.kubernetes import Kubernetes
     from arcbox_guest.network.network import SandboxNetwork
     from arcbox_guest.power import Power
     from arcbox_guest.runtime.runtime import ContainerRuntime
@@ -36,6 +37,7 @@ class Guest:
     ports: PortForwards
     """Of the guest, that lead to sandboxes."""
 
+    kubernetes: Kubernetes
     power: Power
     runtime: ContainerRuntime
     sandbox_files: SandboxFiles

@@ -116,6 +116,10 @@ class Daemon:
         """Of the process, while there is one."""
         return None if self._process is None else self._process.pid
 
+    async def until_known(self) -> None:
+        """Wait until it is known whether one runs already, which a former agent has started."""
+        await self._adopted.wait()
+
     async def changed(self) -> None:
         """Wait for the next change of `status` or `detail`."""
         await self._changed.wait()

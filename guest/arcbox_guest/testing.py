@@ -17,6 +17,7 @@ from arcbox_guest.clock import ClockFollower
 from arcbox_guest.data_volume import DataVolume
 from arcbox_guest.disks import Disks
 from arcbox_guest.files import Files
+from arcbox_guest.kubernetes.kubernetes import Kubernetes, KubernetesConfig
 from arcbox_guest.power import Power
 from arcbox_guest.runtime.runtime import ContainerRuntime, RuntimeConfig
 from arcbox_guest.sandboxes.files import SandboxFiles
@@ -111,13 +112,15 @@ def fake_guest(  # noqa: PLR0913  by name, and each has a default
     Its sandboxes are in memory, and there while somebody has `guest.sandboxes.run` running.
     """
     sandboxes = sandboxes or fake_manager()
+    runtime = runtime or absent_runtime()
     return Guest(
         clock=clock or ClockFollower(FakeClock(), enabled=True),
         disks=disks or Disks(mounts=()),
         files=files or Files(),
         ports=PortForwards(sandboxes),
+        kubernetes=Kubernetes(KubernetesConfig(), runtime),
         power=power or Power(FakePowerSwitch()),
-        runtime=runtime or absent_runtime(),
+        runtime=runtime,
         sandbox_files=SandboxFiles(sandboxes),
         sandboxes=sandboxes,
         system=system or fake_system(),

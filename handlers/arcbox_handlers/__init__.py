@@ -19,6 +19,13 @@ from ._errors import CommandError, error_reply
 from ._registry import Registry, Route
 from .disks import DiskTrim
 from .files import MmapReadFile
+from .kubernetes import (
+    KubernetesDelete,
+    KubernetesKubeconfig,
+    KubernetesStart,
+    KubernetesStatus,
+    KubernetesStop,
+)
 from .power import Shutdown
 from .runtime import EnsureRuntime, RuntimeStatus, WatchReadiness
 from .sandbox_files import (
@@ -69,6 +76,11 @@ def default_registry() -> Registry:
             EnsureRuntime,
             RuntimeStatus,
             WatchReadiness,
+            KubernetesStart,
+            KubernetesStop,
+            KubernetesDelete,
+            KubernetesStatus,
+            KubernetesKubeconfig,
             SandboxCreate,
             SandboxStop,
             SandboxRemove,

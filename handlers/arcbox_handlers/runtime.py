@@ -88,10 +88,12 @@ class WatchReadiness(StreamCommand[arcbox_v1.WatchReadinessRequest]):
 
 
 def _services(state: RuntimeState) -> list[arcbox_v1.ServiceStatus]:
-    return [
-        arcbox_v1.ServiceStatus(name=service.name, status=_status(service), detail=service.detail)
-        for service in (state.containerd, state.dockerd)
-    ]
+    return [service_status(service) for service in (state.containerd, state.dockerd)]
+
+
+def service_status(service: ServiceState) -> arcbox_v1.ServiceStatus:
+    """One daemon, as the wire has it."""
+    return arcbox_v1.ServiceStatus(name=service.name, status=_status(service), detail=service.detail)
 
 
 def _status(service: ServiceState) -> str:

@@ -20,6 +20,11 @@ NOW_SUPPORTED = {
     MessageType.EnsureRuntimeRequest,
     MessageType.RuntimeStatusRequest,
     MessageType.WatchReadinessRequest,
+    MessageType.KubernetesStartRequest,
+    MessageType.KubernetesStopRequest,
+    MessageType.KubernetesDeleteRequest,
+    MessageType.KubernetesStatusRequest,
+    MessageType.KubernetesKubeconfigRequest,
     MessageType.SandboxCreateRequest,
     MessageType.SandboxStopRequest,
     MessageType.SandboxRemoveRequest,
@@ -44,6 +49,9 @@ NOW_SUPPORTED = {
     MessageType.SandboxDeleteSnapshotRequest,
 }
 SLOW = {
+    MessageType.KubernetesStartRequest,
+    MessageType.KubernetesStopRequest,
+    MessageType.KubernetesDeleteRequest,
     MessageType.DiskTrimRequest,
     MessageType.SandboxStopRequest,
     MessageType.SandboxRemoveRequest,

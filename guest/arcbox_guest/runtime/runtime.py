@@ -212,6 +212,16 @@ class ContainerRuntime:
                 return  # ours, or somebody else's
             await self.containerd.start(self._containerd_spec(await self._find(CONTAINERD)))
 
+    async def restart_containerd(self) -> None:
+        """End containerd and start it again, if it is ours. Containers go on meanwhile.
+
+        Raises:
+            GuestError: it can't be had again.
+        """
+        if self.containerd.wanted:
+            await self.containerd.stop()
+            await self.start_containerd()
+
     async def stop(self) -> None:
         """End both daemons, dockerd first: its containers end with it."""
         await self.dockerd.stop()
