@@ -10,13 +10,13 @@ import signal
 import socket
 import subprocess
 import sys
-from fcntl import ioctl
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from attrs import Factory, frozen
 
 from arcbox_agent.settings import Settings
+from arcbox_agent.vsock_cid import read_cid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,13 +39,6 @@ def bind_vsock() -> None:
     """Bind an AF_VSOCK socket, for a moment. Raises OSError where there is no AF_VSOCK."""
     with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as probe:
         probe.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
-
-
-def read_cid(device: Path) -> int:
-    """The CID of this machine, by /dev/vsock: vsock(7). Raises OSError where there is none."""
-    with device.open("rb") as opened:
-        answer = ioctl(opened, socket.IOCTL_VM_SOCKETS_GET_LOCAL_CID, bytes(4))
-    return int.from_bytes(answer, sys.byteorder)
 
 
 def file_system_type(path: Path) -> int | None:
@@ -81,7 +74,7 @@ class Machine:
     """Of the agent that shall run on it."""
 
     bind_vsock: Callable[[], None] = bind_vsock
-    read_cid: Callable[[Path], int] = read_cid
+    read_cid: Callable[[Path], int | None] = read_cid
     file_limit: Callable[[], int] = file_limit
     cpu_count: Callable[[], int | None] = os.cpu_count
 

@@ -18,6 +18,7 @@ from attrs import asdict, frozen
 
 from arcbox_agent._machine import Machine, ToolError
 from arcbox_agent._tables import table
+from arcbox_agent.vsock_cid import TRANSPORT
 from arcbox_protocol import __version__
 
 if TYPE_CHECKING:
@@ -28,14 +29,8 @@ Status = Literal["ok", "limited", "missing"]
 _CAP_SYS_ADMIN: Final = 1 << 21
 """In the capability sets of proc_pid_status(5)."""
 
-_NO_CID: Final = (0xFFFF_FFFF, 0, 1)
-"""VMADDR_CID_ANY, _HYPERVISOR and _LOCAL of vsock(7): none under which a host would find this machine."""
-
 _OVERLAY: Final = 0x794C_7630
 """OVERLAYFS_SUPER_MAGIC of linux/magic.h."""
-
-_TRANSPORT: Final = "vmw_vsock_virtio_transport"
-"""The module of the guest's end of vsock, for everything that is no VMware or Hyper-V."""
 
 _CONTROLLERS: Final = {"cpu", "memory", "pids"}
 """The cgroup controllers that hold the limits of sandboxes."""
@@ -138,10 +133,10 @@ def vsock(machine: Machine) -> Found:
     try:
         cid = machine.read_cid(machine.path("/dev/vsock"))
     except OSError:
-        cid = _NO_CID[0]
-    if cid in _NO_CID:
+        cid = None
+    if cid is None:
         listens = any(address.startswith("vsock:") for address in machine.settings.listen)
-        why = f"this machine has no CID, and no host will ever connect: is the module {_TRANSPORT} loaded?"
+        why = f"this machine has no CID, and no host will ever connect: is the module {TRANSPORT} loaded?"
         return ("missing" if listens else "limited"), why
     return "ok", f"CID {cid}"
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from arcbox_agent.check import Found, Probe, rootfs
+from arcbox_agent.vsock_cid import TRANSPORT
 
 if TYPE_CHECKING:
     from arcbox_agent._machine import Machine
@@ -48,7 +49,7 @@ _SANDBOXES: Final = "sandboxes"
 PROBES: Final = (
     Probe("agent", "everything", lambda machine: _program(machine, "arcbox-agent"), essential=True),
     Probe("init", "starting the agent", _init, essential=True),
-    Probe("vsock", "talking to the host", partial(_module, "vmw_vsock_virtio_transport"), essential=True),
+    Probe("vsock", "talking to the host", partial(_module, TRANSPORT), essential=True),
     Probe("overlay", _SANDBOXES, partial(_module, "overlay"), essential=True),
     Probe("loop", "root file systems in image files", partial(_module, "loop"), essential=True),
     Probe("squashfs", "root file systems in image files", partial(_module, "squashfs"), essential=True),

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import trio
 from attrs import define, field
 
-from arcbox_agent import logs
-from arcbox_agent.addresses import parse_address
+from arcbox_agent import logs, vsock_cid
+from arcbox_agent.addresses import VsockAddress, parse_address
 from arcbox_agent.connection import Connection, send_away
 from arcbox_agent.guest_setup import build_guest
 from arcbox_agent.listeners import guarded, listen_patiently
@@ -210,6 +210,9 @@ class Server:
         """Tell what is listened on. The agent is ready with the first address: others may have to be waited for."""
         for address in addresses:
             log.info("listening", extra={"listener": str(address), "version": __version__})
+            if isinstance(address, VsockAddress) and not vsock_cid.is_reachable():
+                why = f"this guest has no CID; is the module {vsock_cid.TRANSPORT} loaded?"
+                log.warning("no host can connect", extra={"listener": str(address), "reason": why})
             self._missing.discard(address)
         all_addresses = [*(listener.address for listener in self._passed), *self._addresses]
         status = f"listening on {', '.join(str(address) for address in all_addresses if address not in self._missing)}"

@@ -104,9 +104,8 @@ def test_vsock_without_the_address_family_is_missing(machine: Machine) -> None:
     assert os.strerror(errno.EAFNOSUPPORT) in finding.detail
 
 
-@pytest.mark.parametrize("cid", [0xFFFF_FFFF, 0, 1])
-def test_vsock_without_a_cid_of_its_own_is_missing_if_it_is_listened_on(machine: Machine, cid: int) -> None:
-    without = evolve(machine, read_cid=lambda _: cid)
+def test_vsock_without_a_cid_of_its_own_is_missing_if_it_is_listened_on(machine: Machine) -> None:
+    without = evolve(machine, read_cid=lambda _: None)
     finding = look("vsock", without)
     assert finding.prevents_serving
     assert "vmw_vsock_virtio_transport" in finding.detail

@@ -15,7 +15,8 @@ from attrs import define, field
 from trio.testing import wait_all_tasks_blocked
 
 from arcbox_agent import server as server_module
-from arcbox_agent.addresses import UnixAddress
+from arcbox_agent import vsock_cid
+from arcbox_agent.addresses import UnixAddress, VsockAddress
 from arcbox_agent.listeners import Peer, SocketListener, listen, listen_patiently
 from arcbox_agent.notify import Notifier
 from arcbox_agent.server import Server
@@ -171,6 +172,18 @@ async def test_every_address_is_served(directory: Path) -> None:
         await wait_all_tasks_blocked()
         for path in paths:
             assert await (await agent.connect(path)).is_answered()
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_a_vsock_listener_that_no_host_can_reach_is_a_warning(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, reachable: bool
+) -> None:
+    monkeypatch.setattr(vsock_cid, "is_reachable", lambda: reachable)
+    server_of(path)._note_listening(VsockAddress(1024))
+    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert [vars(record)["reason"] for record in warnings] == (
+        [] if reachable else ["this guest has no CID; is the module vmw_vsock_virtio_transport loaded?"]
+    )
 
 
 async def test_a_passed_socket_is_served_beside_the_others(directory: Path, path: Path) -> None:
