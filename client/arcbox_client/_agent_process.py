@@ -27,6 +27,12 @@ power.off = "disabled"
 disk.trim_mounts = []
 network.enabled = false
 sandbox.data_dir = "$DIRECTORY/sandboxes"
+runtime.binary_dirs = []
+runtime.containerd_socket = "$DIRECTORY/containerd.sock"
+runtime.docker_socket = "$DIRECTORY/docker.sock"
+runtime.state_dir = "$DIRECTORY/runtime"
+runtime.data_base = "$DIRECTORY/data"
+runtime.data_device = "none"
 """
 
 _OF_A_SERVICE_MANAGER = frozenset({"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_USEC", "WATCHDOG_PID"})

@@ -120,6 +120,11 @@ class Daemon:
         """Wait until it is known whether one runs already, which a former agent has started."""
         await self._adopted.wait()
 
+    @property
+    def has_just_ended(self) -> bool:
+        """Whether the process is gone, and `status` does not say so yet."""
+        return self._process is not None and self._process.ended()
+
     async def changed(self) -> None:
         """Wait for the next change of `status` or `detail`."""
         await self._changed.wait()

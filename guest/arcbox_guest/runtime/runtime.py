@@ -79,6 +79,8 @@ class ServiceState:
     @classmethod
     def of(cls, daemon: Daemon, liveness: Liveness) -> ServiceState:
         """The state of a daemon whose socket shows this."""
+        if daemon.has_just_ended:
+            liveness = Liveness.ABSENT
         absent, hung = liveness is Liveness.ABSENT, liveness is Liveness.HUNG
         if absent:
             failed = daemon.status in (DaemonStatus.FAILED, DaemonStatus.READY)  # the latter: until its end is noted
