@@ -73,6 +73,9 @@ class Driver(Protocol):
     def name(self) -> str:
         """For settings, records and the log."""
 
+    async def prepare(self) -> None:
+        """Get ready for the other methods. It takes a processor, no storage: however long, it is no sign of a fault."""
+
     async def check(self, spec: Spec) -> None:
         """Find out, without making anything, what would keep a sandbox from being created.
 

@@ -428,6 +428,7 @@ class SandboxManager:
             raise ConflictError(f"sandbox {sandbox_id} exists already: remove it first, or choose another id")
 
     async def _check(self, spec: Spec) -> None:
+        await self._driver.prepare()  # which takes an emulated processor more than that patience
         with trio.move_on_after(_CHECKING_PATIENCE):
             await self._driver.check(spec)
             return

@@ -37,6 +37,9 @@ class OnDemandDriver:
     _loading: trio.Lock = field(init=False, factory=trio.Lock)
     _loaded: Driver | None = field(init=False, default=None)
 
+    async def prepare(self) -> None:
+        await (await self._driver()).prepare()
+
     async def check(self, spec: Spec) -> None:
         await (await self._driver()).check(spec)
 

@@ -443,6 +443,9 @@ class FakeDriver:
     calls: list[tuple[str, str]] = field(init=False, factory=list)
     """The name of each method that was called, with the sandbox's id."""
 
+    async def prepare(self) -> None:
+        await trio.lowlevel.checkpoint()
+
     async def check(self, spec: Spec) -> None:
         await self._begin("check", spec.id)
         _check(spec)

@@ -127,6 +127,9 @@ class OciDriver:
         path = os.path.realpath(self.data_dir)
         return f"arcbox-{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"
 
+    async def prepare(self) -> None:
+        await trio.lowlevel.checkpoint()
+
     async def check(self, spec: Spec) -> None:
         await _storage_answers(spec)
         await trio.to_thread.run_sync(_check, spec, limiter=self._storage, abandon_on_cancel=True)
