@@ -117,7 +117,12 @@ class TrioByteStream:
 
 
 async def dial(address: Address, timeout: float) -> SocketByteStream:  # noqa: ASYNC109  it becomes an error of its own type
-    """Connect to an agent, within `timeout` seconds.
+    """Connect to an agent, within `timeout` seconds. Raises as `connect_socket`."""
+    return SocketByteStream(await connect_socket(address, timeout))
+
+
+async def connect_socket(address: Address, timeout: float) -> socket.socket:  # noqa: ASYNC109  it becomes an error of its own type
+    """A socket, not blocking, that is connected to an address, within `timeout` seconds.
 
     Raises:
         ConnectError: nobody listens there, or nobody that we may talk to.
@@ -126,10 +131,9 @@ async def dial(address: Address, timeout: float) -> SocketByteStream:  # noqa: A
     """
     with trio.move_on_after(timeout):
         try:
-            connected = await _connected_socket(address)
+            return await _connected_socket(address)
         except OSError as error:
             raise ConnectError(address, _REASONS.get(error.errno or 0) or _strerror(error)) from error
-        return SocketByteStream(connected)
     raise ConnectTimedOutError(address, f"no answer within {timeout:g} s")
 
 

@@ -12,7 +12,7 @@ from arcbox_client._interrupts import end_at_ctrl_c
 def main() -> None:
     """Run `arcboxctl` with the arguments of this process, and exit."""
     end_at_ctrl_c()
-    for name in ("click", "rich"):
+    for name in ("click", "rich", "yaml"):
         try:
             found = find_spec(name) is not None
         except ValueError:  # it was imported, and is None

@@ -69,6 +69,13 @@ class Exited:
     error: str
     """Why it could not be started, or was killed; or empty."""
 
+    @classmethod
+    def of(cls, execution: arcbox_sandbox_v1.Execution) -> Exited:
+        """How an execution ended that has."""
+        status = execution.exit_status
+        code = 128 + status.signal if status.HasField("signal") else status.code
+        return cls(code, status.signal, execution.error)
+
 
 @define(eq=False)
 class ExecutionHandle:
@@ -95,7 +102,7 @@ class ExecutionHandle:
                 lambda client: client.execution_wait(self.sandbox_id, self.id, timeout=_LONG_POLL)
             )
             if info.state == arcbox_sandbox_v1.EXECUTION_STATE_EXITED:
-                return _exited(info)
+                return Exited.of(info)
 
     @asynccontextmanager
     async def attach(self, *, stdout_offset: int = 0, stderr_offset: int = 0) -> AsyncIterator[Attachment]:
@@ -238,7 +245,7 @@ class Attachment:
                 if event.HasField("output"):
                     await self._take(event.output)
                 elif event.HasField("exited"):
-                    self.exited = _exited(event.exited.execution)
+                    self.exited = Exited.of(event.exited.execution)
 
     async def _take(self, output: arcbox_sandbox_v1.ExecutionOutput) -> None:
         channel = _CHANNELS.get(output.channel, "stdout")
@@ -269,9 +276,3 @@ class _Pauses:
             raise failure
         await trio.sleep(self._next)
         self._next = min(2 * self._next, _LONGEST_PAUSE)
-
-
-def _exited(execution: arcbox_sandbox_v1.Execution) -> Exited:
-    status = execution.exit_status
-    code = 128 + status.signal if status.HasField("signal") else status.code
-    return Exited(code, status.signal, execution.error)

@@ -30,7 +30,11 @@ COMMANDS: Final = {
     "cat": "machine:cat",
     "trim": "machine:trim",
     "shutdown": "machine:shutdown",
+    "top": "top:top",
     "sandbox": "sandbox:sandbox",
+    "runtime": "runtime:runtime",
+    "docker-env": "runtime:docker_env",
+    "k8s": "runtime:k8s",
     "version": "about:version",
     "completion": "about:completion",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
@@ -14,9 +15,10 @@ import trio
 from attrs import define
 
 from arcbox_client._background import beside
-from arcbox_client._interrupts import INTERRUPTED, cancel_at_ctrl_c
+from arcbox_client._interrupts import INTERRUPTED, cancel_at_ctrl_c, ctrl_c_raises
 from arcbox_client.addresses import FORMS
 from arcbox_client.client import connect
+from arcbox_client.commands._output import show_json
 from arcbox_client.errors import (
     AgentError,
     ConnectError,
@@ -26,7 +28,7 @@ from arcbox_client.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from arcbox_client.client import AgentClient
 
@@ -95,6 +97,20 @@ class Invocation:
         if not self.where:
             raise click.UsageError(f"which agent? Give --connect ADDRESS or set {_VARIABLE}: {FORMS}")
         trio.run(self._run, work)
+
+    def confirm(self, question: str, warning: str) -> None:
+        """Ask a person before something that can't be undone.
+
+        Raises:
+            click.UsageError: nobody can be asked here; `warning` says what would happen.
+            click.ClickException: the answer was no.
+        """
+        if not (sys.stdin is not None and sys.stdin.isatty()):
+            raise click.UsageError(f"{warning}: say --yes, as nobody can be asked here")
+        with ctrl_c_raises():
+            agreed = click.confirm(question, err=True)
+        if not agreed:
+            raise click.ClickException("nothing was done")
 
     async def _run(self, work: Callable[[AgentClient], Awaitable[None]]) -> None:
         timeout = _TIMEOUT if self.timeout is None else self.timeout
@@ -230,3 +246,34 @@ def _details(error: Exception) -> dict[str, object]:
     if isinstance(error, RequestFailedError):
         return {"code": error.code, "request": error.request.name, "trace_id": error.trace_id}
     return {}
+
+
+def for_each(
+    invocation: Invocation, ids: Sequence[str], work: Callable[[AgentClient, str], Awaitable[None]], done: str
+) -> None:
+    """Do `work` with each, and write the id of each that it was done with; `done` says in JSON what that is.
+
+    Raises:
+        click.exceptions.Exit: the agent refused it for at least one; each has its line on stderr.
+        AgentError: there is no connection, or not any more.
+    """
+    codes: list[int] = []
+
+    async def all_of_them(client: AgentClient) -> None:
+        for sandbox_id in ids:
+            try:
+                await work(client, sandbox_id)
+            except RequestFailedError as error:
+                codes.append(complain(error, as_json=invocation.json))
+            else:
+                _show(sandbox_id)
+
+    def _show(sandbox_id: str) -> None:
+        if invocation.json:
+            show_json({"id": sandbox_id, done: True})
+        else:
+            click.echo(sandbox_id)
+
+    invocation.run(all_of_them)
+    if codes:
+        raise click.exceptions.Exit(codes[0])

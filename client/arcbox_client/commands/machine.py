@@ -13,7 +13,6 @@ import click
 import trio
 from attrs import define, field
 
-from arcbox_client._interrupts import ctrl_c_raises
 from arcbox_client.commands._invocation import Seconds, common_options, pass_invocation
 from arcbox_client.commands._output import as_plain, human_duration, human_size, show_facts, show_json
 
@@ -230,7 +229,7 @@ def _trimmed_volumes(result: str) -> list[dict[str, object]]:
 def shutdown(invocation: Invocation, timeout_seconds: int, *, yes: bool) -> None:
     """Power the guest off. Asks first; where nobody can be asked, --yes must be given."""
     if not yes:
-        _ask(invocation.where)
+        invocation.confirm(f"Power off the guest at {invocation.where}?", "this powers the guest off")
 
     async def shut_down(client: AgentClient) -> None:
         reply = await client.shutdown(timeout_seconds=timeout_seconds)
@@ -242,12 +241,3 @@ def shutdown(invocation: Invocation, timeout_seconds: int, *, yes: bool) -> None
             raise click.ClickException("the agent did not accept the shutdown")
 
     invocation.run(shut_down)
-
-
-def _ask(where: str) -> None:
-    if not sys.stdin.isatty():
-        raise click.UsageError("this powers the guest off: say --yes, as nobody can be asked here")
-    with ctrl_c_raises():
-        agreed = click.confirm(f"Power off the guest at {where}?", err=True)
-    if not agreed:
-        raise click.ClickException("nothing was shut down")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, Final, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, TypedDict, TypeVar
 
 import click
 
@@ -88,6 +88,26 @@ class BindMount(click.ParamType[Mount]):
         if not source.startswith("/") or not target.startswith("/") or mode not in {"", "rw", "ro"} or rest:
             self.fail(f"{value!r} is no mount: write /source:/target or /source:/target:ro", param, ctx)
         return Mount(source=source, target=target, readonly=mode == "ro")
+
+
+Protocol = Literal["tcp", "udp"]
+
+
+class SandboxPort(click.ParamType[tuple[int, Protocol]]):
+    """A port, and after a slash its protocol: 80, 53/udp."""
+
+    name = "port"
+
+    def convert(
+        self, value: str | tuple[int, Protocol], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, Protocol]:
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"(\d{1,5})(?:/(tcp|udp))?", value.lower())
+        number = int(match[1]) if match else 0
+        if not match or not 0 < number < 65536:
+            self.fail(f"{value!r} is no port: write 80 or 53/udp", param, ctx)
+        return number, "udp" if match[2] == "udp" else "tcp"
 
 
 def command_line(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:

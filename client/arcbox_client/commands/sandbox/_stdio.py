@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import os
 import sys
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from typing import TextIO
 
     from arcbox_client.client import AgentClient
+    from arcbox_client.executions import ExecutionHandle, Exited
     from arcbox_client.streams import ExecSession, OutputChunk, RunSession
 
 _KILL_REASONS: Final[dict[KillReason, str]] = {
@@ -90,6 +92,52 @@ async def show(session: RunSession, *, as_json: bool) -> int:
 def _show_json(piece: OutputChunk) -> None:
     plain = as_plain(sandbox_v1.RunOutput(stream=piece.stream, data=piece.data))
     show_json({name: plain[name] for name in ("stream", "data")})
+
+
+async def show_execution(
+    execution: ExecutionHandle,
+    *,
+    start: tuple[int, int] = (0, 0),
+    stop: tuple[int, int] | None = None,
+    as_json: bool,
+) -> Exited | None:
+    """Write an execution's output to stdout and stderr, and return how it ended.
+
+    Output that the agent has not kept is a line on stderr.
+
+    Args:
+        execution: which.
+        start: offsets of stdout and stderr to begin at.
+        stop: offsets at which both have been shown; then it returns None, whether the execution has ended or not.
+        as_json: whether to write lines of JSON.
+    """
+    targets = {"stdout": descriptor(sys.stdout), "stderr": descriptor(sys.stderr), "pty": descriptor(sys.stdout)}
+    ends = {"stdout": start[0], "stderr": start[1], "pty": start[0]}
+
+    def shown() -> bool:
+        return stop is not None and max(ends["stdout"], ends["pty"]) >= stop[0] and ends["stderr"] >= stop[1]
+
+    if shown():
+        return None
+    async with execution.attach(stdout_offset=start[0], stderr_offset=start[1]) as output:
+        async for piece in output:
+            missing = piece.offset - ends[piece.channel]
+            if missing > 0:
+                click.echo(f"arcboxctl: {missing} bytes of {piece.channel} are not kept any more", err=True)
+            ends[piece.channel] = piece.offset + len(piece.data)
+            if as_json:
+                data = base64.b64encode(piece.data).decode()
+                show_json({"stream": piece.channel, "offset": piece.offset, "data": data})
+            else:
+                await write(targets[piece.channel], piece.data)
+            if shown():
+                return None
+    exited = output.exited or await execution.wait()
+    if as_json:
+        show_json({"stream": "exit", "exit_code": exited.exit_code})
+    elif exited.error:
+        click.echo(f"arcboxctl: {exited.error}", err=True)
+    return exited
 
 
 async def tell_why_killed(client: AgentClient, sandbox_id: str, exit_code: int) -> None:

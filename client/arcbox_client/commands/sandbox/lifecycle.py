@@ -1,4 +1,4 @@
-"""arcboxctl sandbox stop and rm: the same for several sandboxes, where one failure does not hold up the others."""
+"""arcboxctl sandbox stop, rm, pause, unpause and port."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from arcbox_client.commands._invocation import common_options, complain, pass_invocation
+from arcbox_client.commands._invocation import common_options, for_each, pass_invocation
 from arcbox_client.commands._output import show_json
-from arcbox_client.commands.sandbox._arguments import Duration
-from arcbox_client.errors import RequestFailedError
+from arcbox_client.commands.sandbox._arguments import Duration, SandboxPort
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
-
     from arcbox_client.client import AgentClient
     from arcbox_client.commands._invocation import Invocation
+    from arcbox_client.commands.sandbox._arguments import Protocol
 
 _MARGIN = 60
 """Seconds for the agent's reply once the processes had theirs."""
@@ -33,7 +31,7 @@ def stop(invocation: Invocation, ids: tuple[str, ...], grace: int) -> None:
         patient = client if invocation.timeout is not None else client.within(grace + _MARGIN)
         await patient.sandbox_stop(sandbox_id, timeout=grace)
 
-    _for_each(invocation, ids, stop_one, "stopped")
+    for_each(invocation, ids, stop_one, "stopped")
 
 
 @click.command("rm", short_help="Remove sandboxes.")
@@ -47,35 +45,53 @@ def rm(invocation: Invocation, ids: tuple[str, ...], *, force: bool) -> None:
     async def remove(client: AgentClient, sandbox_id: str) -> None:
         await client.sandbox_remove(sandbox_id, force=force)
 
-    _for_each(invocation, ids, remove, "removed")
+    for_each(invocation, ids, remove, "removed")
 
 
-def _for_each(
-    invocation: Invocation, ids: Sequence[str], work: Callable[[AgentClient, str], Awaitable[None]], done: str
-) -> None:
-    """Do `work` with each, and write the id of each that it was done with; `done` says in JSON what that is.
+@click.command("pause", short_help="Freeze sandboxes.")
+@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@common_options
+@pass_invocation
+def pause(invocation: Invocation, ids: tuple[str, ...]) -> None:
+    """Freeze sandboxes: they keep their memory, and use no processor."""
 
-    Raises:
-        click.exceptions.Exit: the agent refused it for at least one; each has its line on stderr.
-        AgentError: there is no connection, or not any more.
-    """
-    codes: list[int] = []
+    async def pause_one(client: AgentClient, sandbox_id: str) -> None:
+        await client.sandbox_pause(sandbox_id)
 
-    async def all_of_them(client: AgentClient) -> None:
-        for sandbox_id in ids:
-            try:
-                await work(client, sandbox_id)
-            except RequestFailedError as error:
-                codes.append(complain(error, as_json=invocation.json))
-            else:
-                _show(sandbox_id)
+    for_each(invocation, ids, pause_one, "paused")
 
-    def _show(sandbox_id: str) -> None:
+
+@click.command("unpause", short_help="Let sandboxes go on.")
+@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@common_options
+@pass_invocation
+def unpause(invocation: Invocation, ids: tuple[str, ...]) -> None:
+    """Let paused sandboxes go on."""
+
+    async def resume_one(client: AgentClient, sandbox_id: str) -> None:
+        await client.sandbox_resume(sandbox_id)
+
+    for_each(invocation, ids, resume_one, "resumed")
+
+
+@click.command("port", short_help="Forward a port of the guest to a sandbox.")
+@click.argument("sandbox_id", metavar="ID")
+@click.argument("port", metavar="PORT[/udp]", type=SandboxPort())
+@click.option("--rm", "remove", is_flag=True, help="Take it back.")
+@common_options
+@pass_invocation
+def port(invocation: Invocation, sandbox_id: str, port: tuple[int, Protocol], *, remove: bool) -> None:
+    """Forward a port of the guest to a sandbox's port, and write which one."""
+    number, protocol = port
+
+    async def ask(client: AgentClient) -> None:
+        if remove:
+            await client.port_forward_remove(sandbox_id, number, protocol=protocol)
+            return
+        guest_port = await client.port_forward(sandbox_id, number, protocol=protocol)
         if invocation.json:
-            show_json({"id": sandbox_id, done: True})
+            show_json({"id": sandbox_id, "port": number, "protocol": protocol, "guest_port": guest_port})
         else:
-            click.echo(sandbox_id)
+            click.echo(guest_port)
 
-    invocation.run(all_of_them)
-    if codes:
-        raise click.exceptions.Exit(codes[0])
+    invocation.run(ask)

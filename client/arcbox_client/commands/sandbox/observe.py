@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -15,7 +16,9 @@ from arcbox_client.client import DEFAULT_DATA_DIR
 from arcbox_client.commands._invocation import common_options, pass_invocation
 from arcbox_client.commands._output import as_plain, human_duration, human_size, show_facts, show_json, show_table
 from arcbox_client.commands.sandbox._arguments import KeyValue
+from arcbox_client.commands.sandbox._stdio import show_execution
 from arcbox_client.errors import FileReadError
+from arcbox_protocol import arcbox_sandbox_v1
 
 if TYPE_CHECKING:
     from arcbox_client.client import AgentClient
@@ -99,6 +102,8 @@ def _time(seconds: int) -> str:
 
 @click.command("logs", short_help="Show what a sandbox's initial command wrote.")
 @click.argument("sandbox_id", metavar="ID")
+@click.argument("execution_id", metavar="[EXECUTION]", default="")
+@click.option("-f", "--follow", is_flag=True, help="With EXECUTION: go on until it ends.")
 @click.option(
     "--tail", type=click.IntRange(0), metavar="LINES", help="Only the last ones.  [default: all that is kept]"
 )
@@ -109,13 +114,28 @@ def _time(seconds: int) -> str:
 )
 @common_options
 @pass_invocation
-def logs(invocation: Invocation, sandbox_id: str, tail: int | None, data_dir: str | None) -> None:
-    """Show what the command that a sandbox was created with wrote to its stdout and stderr.
+def logs(
+    invocation: Invocation,
+    sandbox_id: str,
+    execution_id: str,
+    *,
+    follow: bool,
+    tail: int | None,
+    data_dir: str | None,
+) -> None:
+    """Show what the command that a sandbox was created with wrote to its stdout and stderr, or what an execution did.
 
     The agent keeps the newest of it, 256 KiB at least, until the sandbox is removed.
 
-    With --json: {"id", "log" in base64}.
+    With --json: {"id", "log" in base64}; with EXECUTION as `run` does.
     """
+    if execution_id:
+        if tail is not None or data_dir is not None:
+            raise click.UsageError("--tail and --data-dir do not go with EXECUTION")
+        invocation.run(partial(_execution_log, sandbox_id, execution_id, follow=follow, as_json=invocation.json))
+        return
+    if follow:
+        raise click.UsageError("--follow goes with EXECUTION")
     directory = data_dir or os.environ.get(_VARIABLE) or DEFAULT_DATA_DIR
 
     async def show(client: AgentClient) -> None:
@@ -134,6 +154,17 @@ def logs(invocation: Invocation, sandbox_id: str, tail: int | None, data_dir: st
             sys.stdout.buffer.flush()
 
     invocation.run(show)
+
+
+async def _execution_log(
+    sandbox_id: str, execution_id: str, client: AgentClient, *, follow: bool, as_json: bool
+) -> None:
+    """Show what an execution wrote: until now, or until it ends."""
+    execution = client.sandbox_handle(sandbox_id).execution(execution_id)
+    info = await execution.info()
+    ended = info.state == arcbox_sandbox_v1.EXECUTION_STATE_EXITED
+    stop = None if follow or ended else (info.stdout_len, info.stderr_len)
+    await show_execution(execution, stop=stop, as_json=as_json)
 
 
 @click.command("events", short_help="Show what happens to sandboxes, as it happens.")

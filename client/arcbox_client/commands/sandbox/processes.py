@@ -12,6 +12,7 @@ from attrs import define, field
 
 from arcbox_client._background import beside
 from arcbox_client.commands._invocation import ProcessCommand, common_options, pass_invocation
+from arcbox_client.commands._output import as_plain, show_json
 from arcbox_client.commands.sandbox._arguments import CommandOptions, command_line, command_options
 from arcbox_client.commands.sandbox._stdio import copy_stdin, no_stdin, read, show, tell_why_killed
 from arcbox_client.commands.sandbox._terminal import (
@@ -32,6 +33,13 @@ if TYPE_CHECKING:
     from arcbox_client.streams import ExecSession
 
 
+class _RunOptions(CommandOptions):
+    detach: bool
+    interactive: bool
+    tty: bool
+    name: str
+
+
 class _Options(CommandOptions):
     interactive: bool
     tty: bool
@@ -46,15 +54,27 @@ class _Options(CommandOptions):
 )
 @click.argument("sandbox_id", metavar="ID")
 @click.argument("cmd", nargs=-1, required=True, type=click.UNPROCESSED, callback=command_line)
+@click.option("-d", "--detach", is_flag=True, help="Start it, write the id of its execution, and leave it alone.")
+@click.option("-i", "--interactive", is_flag=True, help="With -d: give it a stdin, for `attach`.")
+@click.option("-t", "--tty", is_flag=True, help="With -d: give it a terminal.")
+@click.option("--name", default="", metavar="EXECUTION", help="With -d: its id.  [default: one that is made up]")
 @command_options
 @common_options
 @pass_invocation
-def run(invocation: Invocation, /, sandbox_id: str, cmd: tuple[str, ...], **options: Unpack[CommandOptions]) -> None:
+def run(invocation: Invocation, /, sandbox_id: str, cmd: tuple[str, ...], **options: Unpack[_RunOptions]) -> None:
     """Run CMD in a sandbox in which nothing else runs, and exit as it does. Its stdin is empty.
 
-    Ctrl-C kills it. With --json: a line for each piece of output, {"stream", "data" in base64}, and at the end
-    {"stream": "exit", "exit_code"}.
+    Ctrl-C kills it. With -d it runs beside whatever else runs there, outlives this command and the agent, and is what
+    `attach`, `logs`, `ps` and `kill` are for.
+
+    With --json: a line for each piece of output, {"stream", "data" in base64}, and at the end {"stream": "exit",
+    "exit_code"}.
     """
+    if options["detach"]:
+        _start(invocation, sandbox_id, cmd, options)
+        return
+    if options["interactive"] or options["tty"] or options["name"]:
+        raise click.UsageError("--interactive, --tty and --name go with --detach; or use exec")
     exit_code = 0
 
     async def show_output(client: AgentClient) -> None:
@@ -72,6 +92,27 @@ def run(invocation: Invocation, /, sandbox_id: str, cmd: tuple[str, ...], **opti
 
     invocation.run(show_output)
     raise click.exceptions.Exit(exit_code)
+
+
+def _start(invocation: Invocation, sandbox_id: str, cmd: tuple[str, ...], options: _RunOptions) -> None:
+    async def start(client: AgentClient) -> None:
+        execution = await client.execution_start(
+            sandbox_id,
+            cmd,
+            execution_id=options["name"],
+            stdin=options["interactive"],
+            tty=options["tty"],
+            env=dict(options["env"]),
+            working_dir=options["workdir"],
+            user=options["user"],
+            timeout=options["kill_after"],
+        )
+        if invocation.json:
+            show_json(as_plain(execution))
+        else:
+            click.echo(execution.id)
+
+    invocation.run(start)
 
 
 @click.command(
