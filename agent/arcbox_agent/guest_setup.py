@@ -14,7 +14,10 @@ from arcbox_guest.disks import Disks
 from arcbox_guest.files import Files
 from arcbox_guest.images.store import ImageStore
 from arcbox_guest.kernel_command_line import parameter
+from arcbox_guest.kill_switch import KillSwitch
 from arcbox_guest.kubernetes.kubernetes import Kubernetes, KubernetesConfig
+from arcbox_guest.machine_exec import MachineExec
+from arcbox_guest.memory_pressure import MemoryPressure
 from arcbox_guest.network.network import NetworkSettings, SandboxNetwork
 from arcbox_guest.power import Power, Stopper
 from arcbox_guest.power_switches import power_switch
@@ -27,6 +30,7 @@ from arcbox_guest.sandboxes.ownership import DataDirectory
 from arcbox_guest.sandboxes.ports import PortForwards
 from arcbox_guest.sandboxes.records import Records
 from arcbox_guest.sandboxes.snapshots import Snapshots
+from arcbox_guest.statistics import MachineStatistics
 from arcbox_guest.system import System
 
 if TYPE_CHECKING:
@@ -49,6 +53,9 @@ def build_guest(settings: Settings) -> Guest:
         disks=Disks(settings.disk.trim_mounts),
         files=Files(),
         images=images,
+        kill_switch=KillSwitch(settings.machine.allow_kill),
+        machine_exec=MachineExec(settings.machine.allow_exec),
+        memory_pressure=MemoryPressure(),
         network=network,
         ports=PortForwards(sandboxes),
         kubernetes=kubernetes,
@@ -63,6 +70,7 @@ def build_guest(settings: Settings) -> Guest:
         runtime=runtime,
         sandbox_files=SandboxFiles(sandboxes, settings.sandbox.max_file_mib * 2**20),
         sandboxes=sandboxes,
+        statistics=MachineStatistics(),
         system=System(),
     )
 

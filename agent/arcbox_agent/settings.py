@@ -188,6 +188,18 @@ class Power:
 
 
 @frozen(kw_only=True)
+class Machine:
+    """What hosts may do to the guest itself, besides its sandboxes."""
+
+    allow_exec: bool = setting(
+        False, "Whether MachineExec requests run processes in the agent's own root: whoever may send them is root here."
+    )
+    allow_kill: bool = setting(
+        False, "Whether a KillAgent request ends the agent, with status 1: for tests of what a host does then."
+    )
+
+
+@frozen(kw_only=True)
 class Disk:
     """Telling the data disks which blocks are free, so that the host gets the space back."""
 
@@ -378,6 +390,7 @@ class Settings:
     vsock: Vsock = Factory(Vsock)
     clock: Clock = Factory(Clock)
     power: Power = Factory(Power)
+    machine: Machine = Factory(Machine)
     disk: Disk = Factory(Disk)
     sandbox: Sandbox = Factory(Sandbox)
     images: Images = Factory(Images)

@@ -6,16 +6,16 @@ import os
 import select
 import signal
 import subprocess
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import trio
-from attrs import define, field
+from attrs import define, field, frozen
 
 from arcbox_guest.sandboxes.model import SIGNALLED
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 _REAPING: Final = 5.0
 """Seconds in which a process that was killed must be gone. One that waits for a device is left to itself."""
@@ -32,6 +32,16 @@ class PidFd:
     def open(cls, pid: int) -> PidFd:
         """Raises ProcessLookupError: there is no such process."""
         return cls(os.pidfd_open(pid))
+
+    @classmethod
+    @contextmanager
+    def opened(cls, pid: int) -> Iterator[PidFd]:
+        """One for a moment, in which nobody waits for it. Raises as `open` does."""
+        process = cls.open(pid)
+        try:
+            yield process
+        finally:
+            process.discard()
 
     def ended(self) -> bool:
         """Whether the process has."""
@@ -74,6 +84,15 @@ class PidFd:
         self._fd = -1
 
 
+@frozen
+class Identity:
+    """Whose process it is, by numbers."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+
+
 @define(eq=False)
 class Child:
     """A child that was started, and must be waited for or closed."""
@@ -92,8 +111,11 @@ class Child:
         pass_fds: Sequence[int] = (),
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
+        identity: Identity | None = None,
     ) -> Child:
         """Start a process, with the mount namespace of the calling thread. Blocks until it is executed.
+
+        Its user and groups are the agent's, unless there is an `identity`.
 
         Raises:
             OSError: it can't be.
@@ -106,6 +128,9 @@ class Child:
             pass_fds=pass_fds,
             cwd=cwd,
             env=env,
+            user=identity.uid if identity else None,
+            group=identity.gid if identity else None,
+            extra_groups=identity.groups if identity else None,
             start_new_session=True,
         )
         try:
@@ -134,6 +159,12 @@ class Child:
             raise trio.ClosedResourceError("the process can't be killed, and is left to itself")
         returncode = self._process.wait()
         return SIGNALLED - returncode if returncode < 0 else returncode
+
+    @property
+    def killed_by(self) -> int | None:
+        """The signal that killed it; None for a process that exited, or has not ended."""
+        returncode = self._process.returncode
+        return -returncode if returncode is not None and returncode < 0 else None
 
     def signal(self, number: int) -> None:
         """Send it a signal, unless it has ended."""

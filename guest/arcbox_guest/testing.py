@@ -17,12 +17,16 @@ from arcbox_guest.clock import ClockFollower
 from arcbox_guest.data_volume import DataVolume
 from arcbox_guest.disks import Disks
 from arcbox_guest.files import Files
+from arcbox_guest.kill_switch import KillSwitch
 from arcbox_guest.kubernetes.kubernetes import Kubernetes, KubernetesConfig
+from arcbox_guest.machine_exec import MachineExec
+from arcbox_guest.memory_pressure import MemoryPressure
 from arcbox_guest.power import Power
 from arcbox_guest.runtime.runtime import ContainerRuntime, RuntimeConfig
 from arcbox_guest.sandboxes.files import SandboxFiles
 from arcbox_guest.sandboxes.ports import PortForwards
 from arcbox_guest.sandboxes.testing import fake_manager
+from arcbox_guest.statistics import MachineStatistics
 from arcbox_guest.system import Memory, System
 
 if TYPE_CHECKING:
@@ -102,9 +106,13 @@ def fake_guest(  # noqa: PLR0913  by name, and each has a default
     clock: ClockFollower | None = None,
     disks: Disks | None = None,
     files: Files | None = None,
+    kill_switch: KillSwitch | None = None,
+    machine_exec: MachineExec | None = None,
+    memory_pressure: MemoryPressure | None = None,
     power: Power | None = None,
     runtime: ContainerRuntime | None = None,
     sandboxes: SandboxManager | None = None,
+    statistics: MachineStatistics | None = None,
     system: System | None = None,
 ) -> Guest:
     """A guest of fakes, but for the services that are given. Its files are the real ones, which it only reads.
@@ -119,9 +127,13 @@ def fake_guest(  # noqa: PLR0913  by name, and each has a default
         files=files or Files(),
         ports=PortForwards(sandboxes),
         kubernetes=Kubernetes(KubernetesConfig(), runtime),
+        kill_switch=kill_switch or KillSwitch(enabled=False),
+        machine_exec=machine_exec or MachineExec(enabled=False),
+        memory_pressure=memory_pressure or MemoryPressure(),
         power=power or Power(FakePowerSwitch()),
         runtime=runtime,
         sandbox_files=SandboxFiles(sandboxes),
         sandboxes=sandboxes,
+        statistics=statistics or MachineStatistics(),
         system=system or fake_system(),
     )

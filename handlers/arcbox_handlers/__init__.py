@@ -26,6 +26,7 @@ from .kubernetes import (
     KubernetesStatus,
     KubernetesStop,
 )
+from .machine import KillAgent, MachineExec, WatchMemoryPressure, WatchStats
 from .power import Shutdown
 from .runtime import EnsureRuntime, RuntimeStatus, WatchReadiness
 from .sandbox_files import (
@@ -73,6 +74,10 @@ def default_registry() -> Registry:
             MmapReadFile,
             DiskTrim,
             Shutdown,
+            KillAgent,
+            WatchStats,
+            WatchMemoryPressure,
+            MachineExec,
             EnsureRuntime,
             RuntimeStatus,
             WatchReadiness,

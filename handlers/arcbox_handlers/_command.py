@@ -85,7 +85,9 @@ class FileReply:
 class Acknowledgement:
     """A reply that must be on the wire before what it promises begins."""
 
-    message: Message
+    message: Message | None
+    """None is an empty payload."""
+
     then: Callable[[], None]
     """Called once the reply was sent, and not at all when it could not be."""
 

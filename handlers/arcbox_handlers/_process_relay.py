@@ -22,10 +22,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_RESIZES: Final = (MessageType.SandboxExecResize, MessageType.MachineExecResize)
+"""Frames of input with the size of a terminal, the same message in both; others are stdin."""
+
 _LEFT_BEHIND = 1.0
 """Seconds that the output may stay open after the end of its process: a daemon that it left behind can hold it."""
 
-# RunOutput and ExecOutput are the same message in all but their names: stream = 1, data = 2, both length-delimited.
+# RunOutput, ExecOutput and MachineExecOutput are the same up to here: stream = 1, data = 2, both length-delimited.
 _STDOUT: Final = b"\x0a\x06stdout\x12"
 _STDERR: Final = b"\x0a\x06stderr\x12"
 
@@ -138,7 +141,7 @@ async def _feed(process: Process, stream: ReplyStream) -> None:
     """Give a process what the peer sends to it. Waits while it does not read."""
     takes_more = True
     async for frame in stream.inputs:
-        if frame.type == MessageType.SandboxExecResize:
+        if frame.type in _RESIZES:
             _resize(process, frame)
         elif takes_more:
             takes_more = await _write_stdin(process, frame.payload)

@@ -19,7 +19,7 @@ from arcbox_guest.sandboxes.model import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from arcbox_protocol import sandbox_v1
+    from arcbox_protocol import arcbox_v1, sandbox_v1
 
 _LARGEST_TERMINAL = 0xFFFF
 """Columns or rows: TIOCSWINSZ has 16 bits for them."""
@@ -70,7 +70,7 @@ def command(request: sandbox_v1.RunRequest | sandbox_v1.ExecRequest, terminal: T
     )
 
 
-def terminal_size(size: sandbox_v1.TerminalSize) -> TerminalSize:
+def terminal_size(size: sandbox_v1.TerminalSize | arcbox_v1.TerminalSize) -> TerminalSize:
     """A terminal's size; 0 columns or rows stand for the usual 80 and 24.
 
     Raises:

@@ -59,6 +59,7 @@ async def test_the_mounts_of_the_settings_are_trimmed(monkeypatch: pytest.Monkey
 
 async def test_sandboxes_are_as_the_settings_say(tmp_path: Path) -> None:
     rootfs = tmp_path / "rootfs"
+    rootfs.mkdir()
     settings = Sandbox(data_dir=str(tmp_path / "data"), rootfs=str(rootfs), default_vcpus=3, default_memory_mib=77)
     sandboxes = build_guest(Settings(sandbox=settings)).sandboxes
     async with trio.open_nursery() as nursery:
