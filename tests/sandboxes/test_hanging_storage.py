@@ -14,6 +14,10 @@ import pytest
 import trio
 
 from arcbox_client.errors import ConnectionLostError, GuestTimedOutError
+from arcbox_guest.sandboxes.files import SandboxFiles
+from arcbox_guest.sandboxes.model import Action, Spec
+from arcbox_guest.sandboxes.rooted_files import FileKind
+from arcbox_guest.sandboxes.testing import FakeDriver, fake_manager
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,6 +89,26 @@ async def test_storage_that_hangs_holds_up_only_what_needs_it(machine: Machine, 
             with trio.fail_after(20):  # its grace of 5 s, 5 s, and a machine that has other things to do
                 process.send_signal(signal.SIGTERM)
                 await trio.to_thread.run_sync(wait_until_gone, process, abandon_on_cancel=True)
+
+
+async def test_files_that_hang_hold_up_their_own_sandbox_only(hanging: Path, nursery: trio.Nursery) -> None:
+    manager = fake_manager(FakeDriver(files=hanging.parent))
+    nursery.start_soon(manager.run)
+    await manager.opened()
+    files = SandboxFiles(manager)
+    for name in ("stuck", "healthy"):
+        with manager.subscribe(name, Action.READY) as ready:
+            await manager.create(Spec(id=name))
+            await anext(ready)
+    async with trio.open_nursery() as stuck:
+        for _ in range(MANY):
+            stuck.start_soon(files.stat, "stuck", f"/{hanging.name}/below")
+        limiter = files._limiter("stuck")
+        while limiter.statistics().tasks_waiting < MANY - limiter.total_tokens:
+            await trio.lowlevel.checkpoint()
+        assert (await files.stat("healthy", "/")).kind is FileKind.DIRECTORY
+        stuck.cancel_scope.cancel()  # nobody waits for the threads
+    nursery.cancel_scope.cancel()
 
 
 def waiting(process: psutil.Process, storage: Path) -> int:
