@@ -34,7 +34,7 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 CHUNK: Final = 1024 * 1024
-"""Bytes that are read at a time."""
+"""Bytes that are read at a time, and written."""
 
 MOST_BYTES: Final = 256 * 1024 * 1024
 """Bytes that may be written to a file, unless the settings say otherwise."""
@@ -97,19 +97,24 @@ class FileWriter:
     _file: NewFile
     _limiter: trio.CapacityLimiter
     _most_bytes: int
+    _waiting: list[memoryview] = field(init=False, factory=list)
+    _size: int = field(init=False, default=0)
+    """Bytes that were sent, with those that wait."""
 
     async def send(self, data: memoryview) -> None:
-        """Append bytes.
+        """Append bytes, which are kept until there are enough to be worth a thread.
 
         Raises:
             TooLargeError: it gets larger than files may be.
             UnavailableError: there is no space left.
             GuestError: it can't be written.
         """
-        if self._file.size + len(data) > self._most_bytes:
+        self._size += len(data)
+        if self._size > self._most_bytes:
             raise TooLargeError(f"{self._path}: more than {self._most_bytes // 2**20} MiB: see sandbox.max_file_mib")
-        with explained(self._path):
-            await _in_thread(self._limiter, self._file.write, data)
+        self._waiting.append(data)
+        if self._size - self._file.size >= CHUNK:
+            await self._write()
 
     async def commit(self, mode: int) -> None:
         """Put it in place of what is there, all at once.
@@ -120,8 +125,14 @@ class FileWriter:
         Raises:
             GuestError: it can't be put there.
         """
+        await self._write()
         with explained(self._path):
             await _in_thread(self._limiter, self._file.commit, mode)
+
+    async def _write(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        with explained(self._path):
+            await _in_thread(self._limiter, self._file.write, waiting)
 
     async def discard(self) -> None:
         """Remove what there is of it, if it was not committed."""

@@ -13,9 +13,11 @@ import os
 import posixpath
 import secrets
 import stat
+from collections import deque
 from contextlib import contextmanager, suppress
 from enum import Enum, auto
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -24,13 +26,16 @@ from attrs import define, field, frozen
 from arcbox_guest.linux import check_no_mount_point, open_in_root
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 MOST_ENTRIES: Final = 100_000
 """Entries of a directory that are listed: each takes some hundred bytes of memory."""
 
 _MOST_LINKS: Final = 40
 """Symbolic links in a row, as in the kernel: path_resolution(7)."""
+
+_MOST_PIECES: Final = 1024
+"""Of one writev(2): IOV_MAX."""
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_TMPFILE: Final = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT)
@@ -120,12 +125,16 @@ class NewFile:
             raise
         return cls(directory, name, descriptor, hidden)
 
-    def write(self, data: memoryview) -> None:
+    def write(self, pieces: Sequence[memoryview]) -> None:
         """Append bytes."""
-        while data:
-            count = os.write(self._descriptor, data)
+        waiting = deque(pieces)
+        while waiting:
+            count = os.writev(self._descriptor, list(islice(waiting, _MOST_PIECES)))
             self.size += count
-            data = data[count:]
+            while waiting and count >= len(waiting[0]):
+                count -= len(waiting.popleft())
+            if count:
+                waiting[0] = waiting[0][count:]
 
     def commit(self, mode: int) -> None:
         """Put the file where it belongs, in place of what is there.

@@ -51,7 +51,7 @@ def read(root: int, path: str) -> bytes:
 
 def write(root: int, path: str, data: bytes, mode: int = 0o640) -> None:
     file = NewFile.create(root, path)
-    file.write(memoryview(data))
+    file.write([memoryview(data)])
     file.commit(mode)
 
 
@@ -65,7 +65,7 @@ def test_a_file_that_was_written_is_read(top: Path, root: int) -> None:
 def test_a_file_is_replaced_only_by_commit(top: Path, root: int) -> None:
     (top / "old").write_text("old")
     file = NewFile.create(root, "/old")
-    file.write(memoryview(b"new"))
+    file.write([memoryview(b"new")])
     assert (top / "old").read_text() == "old"
     assert names(top) == ["old"]
     file.commit(0o644)
@@ -74,7 +74,7 @@ def test_a_file_is_replaced_only_by_commit(top: Path, root: int) -> None:
 
 def test_a_file_that_is_not_committed_leaves_nothing(top: Path, root: int) -> None:
     file = NewFile.create(root, "/new")
-    file.write(memoryview(b"data"))
+    file.write([memoryview(b"data")])
     file.discard()
     del file
     assert names(top) == []

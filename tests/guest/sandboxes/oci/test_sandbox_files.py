@@ -43,7 +43,7 @@ def read(root: int, path: str) -> bytes:
 
 def write(root: int, path: str, data: bytes) -> None:
     file = NewFile.create(root, path)
-    file.write(memoryview(data))
+    file.write([memoryview(data)])
     file.commit(0o644)
 
 
