@@ -1,4 +1,4 @@
-"""Where log lines go: a file descriptor that may be gone, or full, and must not hold up the agent either way."""
+"""Writes log lines to a file descriptor that may be closed or full, without stopping the agent."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 import select
 from typing import Final
 
-_PATIENCE: Final = 50
-"""Milliseconds for a reader to make room. Not again until it has: whoever logs waits meanwhile, the event loop too."""
+_LONGEST_BLOCK: Final = 50
+"""Milliseconds to block before dropping lines; 0 after that, until there is room. The event loop waits meanwhile."""
 
 
 class LogOutput:
@@ -40,5 +40,5 @@ class LogOutput:
         return written
 
     def _wait_for_room(self) -> bool:
-        self._stalled = not self._room.poll(0 if self._stalled else _PATIENCE)
+        self._stalled = not self._room.poll(0 if self._stalled else _LONGEST_BLOCK)
         return not self._stalled

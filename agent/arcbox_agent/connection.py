@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _LINGER = 1.0
-"""Seconds in which a peer that is sent away may read why, before the socket closes under it."""
+"""Seconds that a refused peer has to read why, before its socket is closed."""
 
 
 async def send_away(transport: Transport, complaint: ErrorReply) -> None:

@@ -172,7 +172,7 @@ class Dispatcher:
             request = route.parse(frame.payload)
             stream = self._streams.open(route.reply_type, frame.trace_id, command.accepts, route.exchange.end)
         except (RemoteProtocolError, CommandError) as error:
-            self._streams.will_not_miss(frame.trace_id)
+            self._streams.note_refused(frame.trace_id)
             await self._writer.write(_error_frame(frame, error))
             return
         self._nursery.start_soon(self._run_stream, command(request), frame, stream)
@@ -186,13 +186,13 @@ class Dispatcher:
             await command(self._context, stream)
         except Exception as error:
             if self._writer.broken and error_reply(error) is None:
-                raise  # it says perhaps only that the peer is gone: nothing is wrong, and nobody is there to be told
-            self._streams.will_not_miss(frame.trace_id)
+                raise  # most likely it was caused by the lost connection, and nobody is left to be told
+            self._streams.note_refused(frame.trace_id)
             await self._writer.write(_error_frame(frame, error))
         else:
             _log_done(logging.INFO, started)
         finally:
-            stream.started()  # whoever still waits for that need not
+            stream.started()  # the dispatcher may still wait for that
             self._streams.close(stream)
 
     async def _answer_unroutable(self, frame: Frame) -> None:
@@ -203,7 +203,7 @@ class Dispatcher:
             return
         stream = self._streams.recipient(frame)
         if stream is None:
-            if self._streams.misses(frame) and not self._writer.broken:
+            if self._streams.is_drop_notable(frame) and not self._writer.broken:
                 log.warning("input dropped: it is for no stream that runs on this connection")
             return
         if not stream.inputs.put_nowait(frame):
@@ -217,7 +217,7 @@ def _encode(route: Route, frame: Frame, message: Message | None) -> bytes:
 
 
 def _error_frame(frame: Frame, error: Exception) -> bytes:
-    """The Error that answers a request, and its line in the log: the whole story only there."""
+    """The Error frame that answers a request; a traceback goes to the log only."""
     reply = error_reply(error)
     if reply is None:
         log.error("request failed", exc_info=error)

@@ -105,7 +105,7 @@ class SocketListener:
                 await self._get_over(error)
 
     async def _get_over(self, error: OSError) -> None:
-        """Wait until it pays to accept again: a resource is used up (EMFILE …), or the error was not foreseen."""
+        """Wait before the next try: with back-off for a resource that is used up (EMFILE), or an unknown error."""
         if error.errno in _OF_THE_SOCKET:
             raise error
         if error.errno in _OF_ONE_CONNECTION:
@@ -131,12 +131,12 @@ class SocketListener:
 
 @frozen
 class PeerFilter:
-    """Only peers that may be here: nothing further in knows of the others."""
+    """Closes the connections of peers that are not allowed: nothing behind it sees them."""
 
     _listener: Listener
     _is_allowed: Callable[[Peer], bool]
     _why_not: str
-    """What is wrong with the others, for the log."""
+    """Why the others are refused, for the log."""
 
     @property
     def address(self) -> Address:
@@ -156,7 +156,7 @@ class PeerFilter:
 
 
 def guarded(listener: Listener, allowed_cids: Container[int]) -> Listener:
-    """The listener with the filter that is due to its kind of address.
+    """The listener with the filter for its kind of address.
 
     AF_VSOCK has no namespaces: without one, any container of the guest could connect over the loopback.
     """

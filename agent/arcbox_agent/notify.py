@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @frozen
 class Notifier:
-    """The service manager that started this process; telling it is never a reason to fail."""
+    """The service manager that started this process. Failures to notify it are only logged."""
 
     _address: str | None
     """Of its datagram socket; None when there is none to tell."""

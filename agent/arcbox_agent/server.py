@@ -41,17 +41,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SENT_AWAY_AT_A_TIME = 64
-"""Peers over the limit that get time to read so; to more of them it is said, and the connection closed at once."""
+"""Refused peers that get a second to read why, at the same time; the connections of more are closed at once."""
 
 _SANDBOX_GRACE = 1.0
-"""Seconds at least that sandboxes get to stop by themselves, however long the requests took."""
+"""Seconds that sandboxes get at least to stop by themselves, if the requests took all of `shutdown_grace`."""
 
 _OBJECTS_BETWEEN_COLLECTIONS = 10_000
 """gc threshold: the allocations of a few hundred requests, which reference counting frees."""
 
 
 def serve(loaded: LoadedSettings) -> int:
-    """Be the agent, until SIGTERM or SIGINT; returns the exit status.
+    """Run the agent until SIGTERM or SIGINT; returns the exit status.
 
     Sockets that systemd passed stand in for the default address, and come beside those that somebody chose.
 
@@ -82,7 +82,7 @@ async def _serve(server: Server) -> None:
 
 
 async def _settle(server: Server) -> None:
-    """Load what the first ping need not wait for; from then on look for garbage, in what is new."""
+    """Import what the first ping does not need; then have the garbage collector scan new objects only."""
     await server.ready.wait()
     for warm_up in (logs.warm_up, system.warm_up):
         await supervise("warm-up", partial(trio.to_thread.run_sync, warm_up))

@@ -29,8 +29,8 @@ _MOST_INPUT_WAITING: Final = 1024 * 1024
 _FRAME_OVERHEAD: Final = 256
 """Bytes that a frame takes beside its payload: a flood of tiny ones is bounded, too."""
 
-_UNMISSED: Final = 64
-"""Trace ids to remember for which dropped input is not logged, or not again."""
+_MOST_QUIET: Final = 64
+"""Trace ids to remember for which dropped input is not logged (again)."""
 
 
 @define(eq=False)
@@ -134,7 +134,7 @@ class Streams:
     _takers: dict[int, set[OpenStream]] = field(init=False, factory=lambda: defaultdict(set))
     """Who takes input of a type."""
 
-    _unmissed: deque[str] = field(init=False, factory=lambda: deque(maxlen=_UNMISSED))
+    _quiet: deque[str] = field(init=False, factory=lambda: deque(maxlen=_MOST_QUIET))
 
     def open(
         self, reply_type: int, trace_id: str, accepts: frozenset[MessageType], end_type: int | None = None
@@ -155,8 +155,8 @@ class Streams:
             self._named[trace_id] = stream
         for message_type in accepts:
             self._takers[message_type].add(stream)
-        if trace_id in self._unmissed:
-            self._unmissed.remove(trace_id)
+        if trace_id in self._quiet:
+            self._quiet.remove(trace_id)
         return stream
 
     def close(self, stream: OpenStream) -> None:
@@ -182,14 +182,14 @@ class Streams:
         takers = self._takers.get(frame.type, ())
         return next(iter(takers)) if len(takers) == 1 else None
 
-    def will_not_miss(self, trace_id: str) -> None:
-        """Whoever was told that its stream could not be started knows that its input is dropped."""
-        if trace_id not in self._unmissed:
-            self._unmissed.append(trace_id)
+    def note_refused(self, trace_id: str) -> None:
+        """A stream was answered with an Error: its input is dropped, and that is no news."""
+        if trace_id not in self._quiet:
+            self._quiet.append(trace_id)
 
-    def misses(self, frame: Frame) -> bool:
-        """Whether dropping this frame of input is worth a word in the log: once for each stream."""
-        if not frame.payload or frame.trace_id in self._unmissed:  # a late end of stdin loses nothing
+    def is_drop_notable(self, frame: Frame) -> bool:
+        """Whether to log that this frame of input is dropped: once for each trace id."""
+        if not frame.payload or frame.trace_id in self._quiet:  # a late end of stdin loses nothing
             return False
-        self._unmissed.append(frame.trace_id)
+        self._quiet.append(frame.trace_id)
         return True

@@ -28,15 +28,15 @@ RECEIVE_SIZE = 64 * 1024
 """Bytes asked of one receive: all the frames in it are handled in one go."""
 
 _FIRST_RECEIVE = 16 * 1024
-"""Bytes asked of one until there were as many: to allocate more takes longer than to receive what most often comes."""
+"""Bytes asked of a receive after a short one: allocating `RECEIVE_SIZE` costs more than receiving a small frame."""
 
 SEND_BUFFER = 1024 * 1024
 """The kernel's send buffer per socket, in bytes: bulk replies need few wake-ups."""
 
 _SENDS_BETWEEN_CHECKPOINTS = 16
 
-_LOOK_AGAIN = 0.5
-"""Seconds between two looks at a peer that can't be watched."""
+_POLL_INTERVAL = 0.5
+"""Seconds between two polls for a hang-up, when epoll_create(2) fails."""
 
 _ZEROS = bytes(64 * 1024)
 
@@ -52,7 +52,7 @@ class Transport(Protocol):
         """
 
     def readable(self) -> Awaitable[None]:
-        """Wait until `receive_nowait` has something to tell.
+        """Wait until `receive_nowait` has bytes, the end of the stream, or an error.
 
         Raises:
             trio.ClosedResourceError: `interrupt` was called meanwhile.
@@ -190,16 +190,16 @@ class SocketTransport:
             await trio.lowlevel.wait_writable(self._socket)
 
     async def wait_hangup(self) -> None:
-        # Half-close does not cross every VMM: over vsock the end of the stream is the end of the peer. Hang-ups and
-        # errors are reported without being asked for.
+        # Half-close does not cross every VMM: over vsock the end of the stream is the end of the peer. POLLHUP and
+        # POLLERR are always reported.
         events = 0 if self._socket.family == socket.AF_UNIX else select.EPOLLRDHUP
-        look = select.poll()  # needs no descriptor, and most often the peer is gone already
-        look.register(self._socket, events)
-        while not look.poll(0):
+        poll = select.poll()  # needs no descriptor, and most often the peer is gone already
+        poll.register(self._socket, events)
+        while not poll.poll(0):
             try:
                 watch = select.epoll()
             except OSError:  # no descriptor is left
-                await trio.sleep(_LOOK_AGAIN)
+                await trio.sleep(_POLL_INTERVAL)
                 continue
             with watch:
                 watch.register(self._socket, events)

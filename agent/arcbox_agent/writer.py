@@ -21,7 +21,7 @@ _WRITES_BETWEEN_CHECKPOINTS = 64
 
 @define(eq=False)
 class FrameWriter:
-    """Writes frames to a transport. Tasks that find it busy wait in line, and so feel a slow peer.
+    """Writes frames to a transport. Tasks that find it busy wait in line: a slow peer slows them down.
 
     A write that ends half-way, cancelled or failed, breaks the writer for good: nothing that follows could be told
     from the rest of the broken frame.

@@ -47,7 +47,8 @@ def find_containers(cgroups: Path, proc: Path) -> list[ContainerUsage]:
         found = {key: partial(_read_v2, path) for key, path in _directories(cgroups)}
     else:
         found = {key: partial(_read_v1, cgroups, path) for key, path in _directories(cgroups / "memory")}
-    return [read(key, proc) for key, read in sorted(found.items())]
+    usages = [read(key, proc) for key, read in sorted(found.items())]
+    return [usage for usage in usages if usage.pids]  # a directory without processes is a leftover
 
 
 def _directories(hierarchy: Path) -> Iterator[tuple[str, Path]]:

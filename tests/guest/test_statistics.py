@@ -44,6 +44,8 @@ V2 = {
     f"sys/fs/cgroup/docker/{ID}/pids.current": "3\n",
     f"sys/fs/cgroup/docker/{ID}/cgroup.procs": "77\n78\n",
     f"sys/fs/cgroup/system.slice/docker-{OTHER}.scope/memory.max": "max\n",
+    f"sys/fs/cgroup/system.slice/docker-{OTHER}.scope/pids.current": "1\n",
+    f"sys/fs/cgroup/docker/{'0' * 64}/pids.current": "0\n",
     "sys/fs/cgroup/system.slice/ssh.service/memory.max": "max\n",
 }
 
@@ -55,6 +57,8 @@ V1 = {
     f"sys/fs/cgroup/blkio/docker/{ID}/blkio.throttle.io_service_bytes": "254:0 Read 11\n254:0 Write 22\nTotal 33\n",
     f"sys/fs/cgroup/pids/docker/{ID}/pids.current": "3\n",
     f"sys/fs/cgroup/memory/docker/{OTHER}/memory.limit_in_bytes": "9223372036854771712\n",
+    f"sys/fs/cgroup/pids/docker/{OTHER}/pids.current": "1\n",
+    f"sys/fs/cgroup/memory/docker/{'0' * 64}/memory.limit_in_bytes": "1\n",
 }
 
 
