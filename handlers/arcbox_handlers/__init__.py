@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import executions
 from ._command import (
     Acknowledgement,
     AnyCommand,
@@ -108,5 +109,6 @@ def default_registry() -> Registry:
             SandboxRestore,
             SandboxListSnapshots,
             SandboxDeleteSnapshot,
+            *executions.COMMANDS,
         ]
     )

@@ -19,7 +19,7 @@ from arcbox_guest.sandboxes.model import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from arcbox_protocol import arcbox_v1, sandbox_v1
+    from arcbox_protocol import arcbox_sandbox_v1, arcbox_v1, sandbox_v1
 
 _LARGEST_TERMINAL = 0xFFFF
 """Columns or rows: TIOCSWINSZ has 16 bits for them."""
@@ -52,7 +52,10 @@ def spec(request: sandbox_v1.CreateSandboxRequest) -> Spec:
     )
 
 
-def command(request: sandbox_v1.RunRequest | sandbox_v1.ExecRequest, terminal: TerminalSize) -> ExecSpec:
+def command(
+    request: sandbox_v1.RunRequest | sandbox_v1.ExecRequest | arcbox_sandbox_v1.StartExecutionRequest,
+    terminal: TerminalSize,
+) -> ExecSpec:
     """The process that a request asks for; `terminal` is the size of its terminal if it wants one.
 
     Raises:
@@ -70,7 +73,9 @@ def command(request: sandbox_v1.RunRequest | sandbox_v1.ExecRequest, terminal: T
     )
 
 
-def terminal_size(size: sandbox_v1.TerminalSize | arcbox_v1.TerminalSize) -> TerminalSize:
+def terminal_size(
+    size: sandbox_v1.TerminalSize | arcbox_v1.TerminalSize | arcbox_sandbox_v1.TerminalSize,
+) -> TerminalSize:
     """A terminal's size; 0 columns or rows stand for the usual 80 and 24.
 
     Raises:

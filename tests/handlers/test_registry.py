@@ -11,6 +11,7 @@ from arcbox_handlers.system import Ping
 from arcbox_protocol import EXCHANGES, LATER_REQUESTS, MessageType
 from arcbox_protocol.errors import InvalidPayloadError
 
+EXECUTIONS = {kind for kind in MessageType if 0x0060 <= kind <= 0x0068}
 NOW_SUPPORTED = {
     MessageType.PingRequest,
     MessageType.GetSystemInfoRequest,
@@ -47,6 +48,13 @@ NOW_SUPPORTED = {
     MessageType.SandboxRestoreRequest,
     MessageType.SandboxListSnapshotsRequest,
     MessageType.SandboxDeleteSnapshotRequest,
+    *EXECUTIONS,
+}
+QUICK_EXECUTIONS = {
+    MessageType.AttachExecutionRequest,  # a stream
+    MessageType.GetStdinStatusRequest,
+    MessageType.ResizeExecutionTtyRequest,
+    MessageType.ListExecutionsRequest,
 }
 SLOW = {
     MessageType.KubernetesStartRequest,
@@ -62,6 +70,7 @@ SLOW = {
     MessageType.MoveEntryRequest,
     MessageType.SandboxCheckpointRequest,
     MessageType.SandboxRestoreRequest,
+    *(EXECUTIONS - QUICK_EXECUTIONS),
 }
 LATER = {
     **{kind: exchange.request.name for kind, exchange in EXCHANGES.items() if kind not in NOW_SUPPORTED},

@@ -131,3 +131,6 @@ class DetachedProcess(Protocol):
 
     async def kill(self) -> None:
         """Kill it with all its descendants."""
+
+    async def forget(self) -> None:
+        """Remove all that is kept of it, now that it has ended."""

@@ -182,6 +182,13 @@ class Driver(Protocol):
             GuestError: it failed.
         """
 
+    async def listening(self, sandbox_id: str) -> set[int]:
+        """The TCP ports on which something in a sandbox listens now.
+
+        Raises:
+            UnavailableError: its init is gone.
+        """
+
     async def existing(self) -> Sequence[str]:
         """The ids of the sandboxes of which anything is left on this machine, those of a former agent too."""
 

@@ -18,6 +18,7 @@ from attrs import define, evolve, field
 from arcbox_guest.errors import ConflictError, GuestError, NotSupportedError, TimedOutError, UnavailableError
 from arcbox_guest.log_fields import log_fields
 from arcbox_guest.sandboxes import states
+from arcbox_guest.sandboxes.executions import Executions
 from arcbox_guest.sandboxes.model import Action, ExecSpec, Reason, State
 from arcbox_guest.sandboxes.outcome import Outcome
 from arcbox_guest.sandboxes.workload import KILLED, NOT_STARTED, End, TrackedProcess, Workload
@@ -78,6 +79,9 @@ class Life:
     _quiet: trio.Lock = field(init=False, factory=trio.Lock)
     """Held while nothing may be started in it."""
 
+    executions: Executions = field(init=False)
+    """What runs in it and does not end with the agent."""
+
     _workloads: int = field(init=False, default=0)
     _out_of_memory_kills: int = field(init=False, default=0)
     """Those that are accounted for."""
@@ -99,6 +103,18 @@ class Life:
     _removal_wanted: trio.Event = field(init=False, factory=trio.Event)
     _removal_reason: Reason | None = field(init=False, default=None)
     """Why what ran in it was killed; None while it was not."""
+
+    @executions.default
+    def _executions(self) -> Executions:
+        return Executions(
+            sandbox_id=self.id,
+            driver=self._driver,
+            output=self._records.output,
+            admit=lambda: self.admit(states.READY_OR_RUNNING),
+            explain=self._out_of_memory,
+            start_soon=self._start_soon,
+            now=self._times.now,
+        )
 
     @property
     def id(self) -> str:
@@ -302,7 +318,8 @@ class Life:
         self.sandbox = evolve(self.current(), ready_at=self._times.now())
         self._become(Action.READY)
         if self.sandbox.spec.cmd:
-            nursery.start_soon(self._initial_command, self.admit(states.READY))
+            command = ExecSpec(argv=self.sandbox.spec.cmd)
+            nursery.start_soon(self.executions.run_initial_command, command, self.admit(states.READY))
         reason = await self._init_ended()
         if self.sandbox.state in states.LIVE:
             self._fail(reason)
@@ -346,21 +363,6 @@ class Life:
             return await self._driver.ended(self.id)
         except GuestError as error:
             return str(error)
-
-    async def _initial_command(self, workload: Workload) -> None:
-        output = self._records.output(self.id)
-        try:
-            async with self.process(ExecSpec(argv=self.sandbox.spec.cmd), workload) as process:
-                await process.close_stdin()
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(output.copy, process.stdout)
-                    if process.stderr is not None:
-                        nursery.start_soon(output.copy, process.stderr)
-                    await process.wait()
-        except GuestError as error:
-            await output.write(f"{error}\n".encode())
-        except Exception:
-            log.exception("initial command lost", extra={"sandbox": self.id})
 
     async def _check_idle(self) -> None:
         """Raises ConflictError: processes that were left behind run in it."""
@@ -425,6 +427,12 @@ class Life:
         if error is not None:
             log.warning("sandbox not %s", done, extra={"sandbox": self.id, "reason": str(error)})
         return error
+
+    def _start_soon(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
+        """Run a function in a task that ends with this one."""
+        if self._nursery is None:
+            raise UnavailableError(f"sandbox {self.id} is being removed, or the agent is ending")
+        self._nursery.start_soon(function, *arguments)
 
     def _unforeseen(self, done: str) -> GuestError:
         return GuestError(f"sandbox {self.id} could not be {done}: internal error; the agent's log has more")

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from arcbox_guest.network.network import SandboxNetwork
     from arcbox_guest.sandboxes.driver import Driver, Process
     from arcbox_guest.sandboxes.events import EventHub, Subscription
+    from arcbox_guest.sandboxes.executions import Executions
     from arcbox_guest.sandboxes.model import Action, ExecSpec, Statistics
     from arcbox_guest.sandboxes.ownership import DataDirectory
     from arcbox_guest.sandboxes.records import Records
@@ -52,6 +53,9 @@ _SHUTDOWN_GRACE: Final = 5.0
 
 _STATISTICS_PATIENCE: Final = 5.0
 """Seconds that the driver has to tell what a sandbox uses."""
+
+_PORT_AGAIN: Final = 0.05
+"""Seconds between two looks for a port: the kernel tells nobody."""
 
 _CLOSING_PATIENCE: Final = 5.0
 """Seconds that the driver has to let go of the machine."""
@@ -351,6 +355,33 @@ class SandboxManager:
         await self.opened()
         await self.snapshots.delete(snapshot_id)
         await self._remove_unused_layers()
+
+    async def executions(self, sandbox_id: str) -> Executions:
+        """What runs detached in a sandbox, or did.
+
+        Raises:
+            NotFoundError: there is no such sandbox.
+        """
+        await self.opened()
+        return self._find(sandbox_id).executions
+
+    async def wait_for_port(self, sandbox_id: str, port: int, timeout: float) -> None:  # noqa: ASYNC109  the request's
+        """Wait until something in a sandbox listens on a TCP port.
+
+        Raises:
+            NotFoundError: there is no such sandbox.
+            TimedOutError: nothing does, after so many seconds.
+            UnavailableError: the sandbox does not run.
+        """
+        await self.opened()
+        self._find(sandbox_id)
+        deadline = trio.current_time() + timeout
+        while port not in await self._driver.listening(sandbox_id):
+            if trio.current_time() >= deadline:
+                raise TimedOutError(
+                    f"nothing listens on port {port} of sandbox {sandbox_id} after {timeout:.0f} seconds"
+                )
+            await trio.sleep(_PORT_AGAIN)
 
     def subscribe(self, sandbox_id: str = "", action: Action | None = None) -> Subscription:
         """The events from now on, as a context to iterate over: of one sandbox, or all; one action, or all."""

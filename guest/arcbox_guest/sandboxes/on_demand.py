@@ -96,6 +96,9 @@ class OnDemandDriver:
         if await trio.to_thread.run_sync(self._has_any, "layers", abandon_on_cancel=True):
             await (await self._driver()).remove_unused(in_snapshots)
 
+    async def listening(self, sandbox_id: str) -> set[int]:
+        return await (await self._driver()).listening(sandbox_id)
+
     async def existing(self) -> Sequence[str]:
         if not await trio.to_thread.run_sync(self._has_any, "sandboxes", abandon_on_cancel=True):
             return ()

@@ -43,6 +43,10 @@ class OutputLog:
 
     _complained: bool = field(init=False, default=False)
 
+    def begin_anew(self) -> None:
+        """Have the next write replace what there is."""
+        self._complete = False
+
     async def write(self, data: bytes | memoryview) -> None:
         """Add to the end; after a loss, begin anew. A loss is logged, once: the command goes on."""
         async with self._turn:

@@ -121,7 +121,7 @@ class FakeOutput:
 class FakeProcess:
     """A process that is nothing but its program's answers to what happens to it."""
 
-    _sandbox: FakeSandbox
+    sandbox: FakeSandbox
     command: ExecSpec
     uid: int
     program: Program
@@ -145,15 +145,15 @@ class FakeProcess:
 
     @property
     def sandbox_id(self) -> str:
-        return self._sandbox.spec.id
+        return self.sandbox.spec.id
 
     @property
     def env(self) -> Mapping[str, str]:
-        return {"PATH": "/bin", **self._sandbox.spec.env, **self.command.env}
+        return {"PATH": "/bin", **self.sandbox.spec.env, **self.command.env}
 
     @property
     def working_dir(self) -> str:
-        return self.command.working_dir or self._sandbox.spec.working_dir or "/"
+        return self.command.working_dir or self.sandbox.spec.working_dir or "/"
 
     @property
     def alive(self) -> bool:
@@ -190,7 +190,7 @@ class FakeProcess:
 
     def run_out_of_memory(self) -> None:
         """The kernel kills it for the memory limit of its sandbox."""
-        self._sandbox.out_of_memory_kills += 1
+        self.sandbox.out_of_memory_kills += 1
         self.die()
 
     def die(self) -> None:
@@ -227,7 +227,7 @@ class FakeProcess:
             self.stdout.end()
             if self.stderr is not None:
                 self.stderr.end()
-        self._sandbox.processes_changed()
+        self.sandbox.processes_changed()
 
     def _drained(self) -> None:
         if self.exit_code is None:
@@ -288,7 +288,9 @@ class FakeDetached:
             if process.stderr is not None:
                 pumps.start_soon(self._pump, Channel.STDERR, process.stderr)
             code = await process.wait()
-            self._recording.exit = self._recording.exit or Exit(code=code, at=trio.current_time())
+            self._recording.exit = self._recording.exit or Exit(
+                code=code, at=trio.current_time(), error=process.failure
+            )
             self._ended.set()
             pumps.cancel_scope.deadline = trio.current_time() + _LEFT_BEHIND
         self._complete = True
@@ -340,6 +342,10 @@ class FakeDetached:
     async def kill(self) -> None:
         await self._recording.process.kill()
 
+    async def forget(self) -> None:
+        await trio.lowlevel.checkpoint()
+        del self._recording.process.sandbox.recordings[self.name]
+
     async def _pump(self, channel: Channel, output: FakeOutput) -> None:
         while data := await output.receive():
             self._recording.written[channel] += data
@@ -362,6 +368,9 @@ class FakeSandbox:
     """Whether its init runs."""
 
     processes: list[FakeProcess] = Factory(list)
+    ports: set[int] = Factory(set)
+    """On which something in it listens."""
+
     recordings: dict[str, FakeRecording] = Factory(dict)
     """Of its detached processes, by their names."""
 
@@ -548,6 +557,10 @@ class FakeDriver:
         await self._begin("remove_unused", "")
         used = {layer for sandbox in self.sandboxes.values() for layer in sandbox.spec.layers}
         self.layers &= used | set(in_snapshots)
+
+    async def listening(self, sandbox_id: str) -> set[int]:
+        await self._begin("listening", sandbox_id)
+        return self._up(sandbox_id).ports
 
     async def existing(self) -> Sequence[str]:
         await self._begin("existing", "")

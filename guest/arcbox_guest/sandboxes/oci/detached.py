@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from arcbox_guest.sandboxes.oci.recording import Ends, Recorder
     from arcbox_guest.sandboxes.oci.runtime import Runtime
 
-_GATE: Final = ("/bin/sh", "-c", 'cd "$0" && stdin=$1 && shift && read go && exec "$@" <"$stdin"')
-"""Executes a command, in a directory and with a file as its stdin, once it was given a line: conmon has to be in its
+_GATE: Final = ("/bin/sh", "-c", 'cd "$0" && read go && exec "$@" <&3 3<&-')
+"""Executes a command, in a directory and with file 3 as its stdin, once it was given a line: conmon has to be in its
 cgroup, and on record, before it starts anything. Nothing is executed when the agent is killed before."""
 
 _LEFT_BEHIND: Final = 1.0
@@ -202,6 +202,9 @@ class DetachedSession:
             self._group.kill()
         await trio.lowlevel.checkpoint()
 
+    async def forget(self) -> None:
+        await trio.to_thread.run_sync(remove_tree, self.recording.directory)
+
     async def start(self, namespace: MountNamespace) -> None:
         """Start the process. It is on record, and recorded, before it runs.
 
@@ -239,10 +242,11 @@ class DetachedSession:
         # No `Child`: it is nobody's who would have to end it, and the next agent's as well.
         return os.posix_spawn(
             _GATE[0],
-            [*_GATE, str(self.recording.directory), ends.stdin, *self._argv()],
+            [*_GATE, str(self.recording.directory), *self._argv()],
             os.environ,
             file_actions=[
-                (os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate((gate, ends.stdout, ends.stderr))
+                (os.POSIX_SPAWN_DUP2, fd, target)
+                for target, fd in enumerate((gate, ends.stdout, ends.stderr, ends.stdin))
             ],
             setsid=True,
             setsigmask=(),
@@ -267,6 +271,7 @@ class DetachedSession:
 
     def look(self) -> None:
         """Find out what became of it. Blocks."""
+        self.recording.look()
         with suppress(FileNotFoundError):
             self.exit = Exit(**json.loads(self._path("exit.json").read_bytes()))
             self._ended.set()

@@ -221,6 +221,11 @@ class OciDriver:
         with _translated("layers that nobody uses can't be removed"):
             await self._in_thread(self._layers.remove_unused, frozenset(in_snapshots))
 
+    async def listening(self, sandbox_id: str) -> set[int]:
+        sandbox = self._find(sandbox_id)
+        sandbox.check_alive()
+        return await self._in_thread(sandbox.listening)
+
     async def existing(self) -> Sequence[str]:
         return await self._in_thread(self._existing)
 

@@ -139,9 +139,7 @@ class Recorder:
 class Ends:
     """What a process gets as its standard files."""
 
-    stdin: str
-    """A path."""
-
+    stdin: int
     stdout: int
     stderr: int
 
@@ -205,24 +203,33 @@ class Recording:
         """
         with ExitStack() as stack:
 
-            def end(name: str, flags: int) -> int:
-                fd = os.open(self.directory / f"{name}.fifo", flags | os.O_CLOEXEC)
+            def end(path: str | Path, flags: int) -> int:
+                fd = os.open(path, flags | os.O_CLOEXEC)
                 stack.callback(os.close, fd)
                 return fd
 
+            null = end(os.devnull, os.O_RDWR)
             if self.terminal:
-                null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-                stack.callback(os.close, null)
-                yield Ends(os.devnull, null, null)
+                yield Ends(null, null, null)
                 return
             # For reading too: there always is a reader, whatever becomes of the recorder.
-            stdout = end("stdout", os.O_RDWR)
+            stdout = end(self.directory / "stdout.fifo", os.O_RDWR)
             enlarge(stdout)
-            stderr = end("stderr", os.O_RDWR) if (self.directory / "stderr.fifo").exists() else stdout
-            stdin = self.directory / "stdin.fifo"
-            if stdin.exists():
-                end("stdin", os.O_RDONLY | os.O_NONBLOCK)  # or the recorder could not open it for writing
-            yield Ends(str(stdin) if stdin.exists() else os.devnull, stdout, stderr)
+            fifo = self.directory / "stderr.fifo"
+            stderr = end(fifo, os.O_RDWR) if fifo.exists() else stdout
+            fifo = self.directory / "stdin.fifo"
+            stdin = end(fifo, os.O_RDONLY | os.O_NONBLOCK) if fifo.exists() else null  # there is no writer yet
+            os.set_blocking(stdin, True)
+            yield Ends(stdin, stdout, stderr)
+
+    def look(self) -> None:
+        """Learn what there is on disk. Blocks."""
+        try:
+            self.lengths = {channel: (self.directory / channel).stat().st_size for channel in Channel}
+            self.stdin_written = (self.directory / "stdin").stat().st_size
+            self.complete = (self.directory / "recorded").read_bytes() == program.ENDED
+        except OSError:  # it was not made in full, or is being removed
+            self.complete = True
 
     async def open(self, *, new: bool) -> None:
         """Have it recorded, if it still is to be.
@@ -233,7 +240,7 @@ class Recording:
         if new:
             self.stdin_closed = False
         else:
-            await trio.to_thread.run_sync(self._look, limiter=_THREADS)
+            await trio.to_thread.run_sync(self.look, limiter=_THREADS)
             if self.complete:
                 self._known.set()
                 return
@@ -372,15 +379,6 @@ class Recording:
     def _wake(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
-
-    def _look(self) -> None:
-        """Learn what there is on disk."""
-        try:
-            self.lengths = {channel: (self.directory / channel).stat().st_size for channel in Channel}
-            self.stdin_written = (self.directory / "stdin").stat().st_size
-            self.complete = (self.directory / "recorded").read_bytes() == program.ENDED
-        except OSError:  # it was not made in full, or is being removed
-            self.complete = True
 
     def _read(self, channel: Channel, offset: int) -> Piece:
         with open(self.directory / channel, "rb", buffering=0) as file:

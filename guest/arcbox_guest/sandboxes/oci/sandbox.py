@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import posixpath
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from arcbox_guest.sandboxes.oci.detached import DetachedSession, Sessions
     from arcbox_guest.sandboxes.oci.namespace import MountNamespace
     from arcbox_guest.sandboxes.oci.runtime import Runtime
+
+_LISTENING: Final = "0A"
+"""TCP_LISTEN in a table of sockets; net/tcp_states.h."""
 
 _PF_EXITING: Final = 0x4
 """Of the flags of a process; linux/sched.h."""
@@ -95,6 +98,16 @@ class LiveSandbox:
                 f"its init has ended; its memory limit of {self.spec.limits.memory_mib} MiB was reached {killed} times"
             )
         return "its init has ended, which nobody asked for: it was killed, say"
+
+    def listening(self) -> set[int]:
+        """The TCP ports that something in it listens on: proc_pid_net(5). Blocks."""
+        ports = set()
+        for name in ("tcp", "tcp6"):
+            with suppress(FileNotFoundError), open(f"/proc/{self.init}/net/{name}", encoding="ascii") as table:
+                fields = [line.split() for line in table][1:]
+                ports |= {int(field[1].rpartition(":")[2], 16) for field in fields if field[3] == _LISTENING}
+        self.check_alive()  # else they are those of another process, which got the same number
+        return ports
 
     async def terminate(self) -> None:
         """Send SIGTERM to all that runs."""

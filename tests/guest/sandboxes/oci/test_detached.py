@@ -171,3 +171,11 @@ async def test_a_process_whose_agent_was_killed_before_it_was_started_has_not_be
     assert ended.code == 126
     assert "agent was killed" in ended.error
     assert json.loads((directory / "exit.json").read_bytes())["code"] == 126
+
+
+async def test_the_ports_that_something_listens_on_are_seen(driver: OciDriver) -> None:
+    assert await driver.listening("box") == set()
+    process = await driver.start_detached("box", spec("nc -l -p 8080 & exec nc -l -p 8081"))
+    async with followed(process):
+        while await driver.listening("box") != {8080, 8081}:  # noqa: ASYNC110  as whoever waits for a port
+            await trio.sleep(0.01)
