@@ -34,7 +34,7 @@ test: bytecode ## all tests: make test ARGS="-k frames"
 
 test-vm: bytecode ## boots the guest image and tests in it: make test-vm ARGS="-k watchdog"
 	@tools/debian-packages $(IMAGE_TOOLS) $(VM_TOOLS)
-	@$(BIN)/pytest -m vm --timeout 600 tests/vm $(ARGS)
+	@$(BIN)/pytest -m vm --timeout 1800 tests/vm $(ARGS)
 
 check: $(VENV)/.installed ## linters, types, arrows between rooms, stale generated files
 	@tools/check

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from arcbox_client import AgentClient
     from arcbox_protocol import arcbox_v1
 
-_PATIENCE: Final = 240.0
+_PATIENCE: Final = 600.0
 """Seconds for whatever a guest has to do: a boot takes 10 on a quiet machine, and more than a minute on a busy one."""
 
 
@@ -60,7 +60,7 @@ class Guest:
 
     async def ctl(self, *arguments: str) -> str:
         """What `arcboxctl` prints, which must succeed."""
-        command = [sys.executable, "-m", "arcbox_client.cli", "--connect", self.vm.address, "--timeout", "240"]
+        command = [sys.executable, "-m", "arcbox_client.cli", "--connect", self.vm.address, "--timeout", "600"]
         with trio.fail_after(_PATIENCE):
             done = await trio.run_process([*command, *arguments], capture_stdout=True, capture_stderr=True, check=False)
         assert done.returncode == 0, (arguments, done.returncode, done.stdout, done.stderr)
