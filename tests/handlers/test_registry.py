@@ -48,6 +48,10 @@ NOW_SUPPORTED = {
     MessageType.SandboxRestoreRequest,
     MessageType.SandboxListSnapshotsRequest,
     MessageType.SandboxDeleteSnapshotRequest,
+    MessageType.WatchStatsRequest,
+    MessageType.WatchMemoryPressureRequest,
+    MessageType.MachineExecRequest,
+    MessageType.KillAgentRequest,
     *EXECUTIONS,
 }
 QUICK_EXECUTIONS = {
