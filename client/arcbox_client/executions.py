@@ -16,9 +16,10 @@ from arcbox_client.streams import Completed
 from arcbox_protocol import arcbox_sandbox_v1
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
-    from typing import TypeVar
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from typing import TypeVar, Unpack
 
+    from arcbox_client._sandbox_requests import ExecOptions
     from arcbox_client.client import AgentClient
     from arcbox_protocol import Buffer
 
@@ -90,6 +91,12 @@ class ExecutionHandle:
     id: str
     patience: float = 60.0
     _stdin_offset: int | None = field(init=False, default=None)
+
+    async def begin(self, cmd: Sequence[str], *, stdin: bool = False, **options: Unpack[ExecOptions]) -> None:
+        """Start it; one that exists already is left as it is. Arguments as `AgentClient.execution_start` has them."""
+        await self._persistently(
+            lambda client: client.execution_start(self.sandbox_id, cmd, execution_id=self.id, stdin=stdin, **options)
+        )
 
     async def info(self) -> arcbox_sandbox_v1.Execution:
         """All that the agent knows of it."""

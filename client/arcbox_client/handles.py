@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
+from uuid import uuid4
 
 from attrs import frozen
 
@@ -48,9 +49,13 @@ class SandboxHandle:
         stdin: bool = False,
         **options: Unpack[ExecOptions],
     ) -> ExecutionHandle:
-        """Start a command that outlives this connection; arguments as `AgentClient.execution_start` has them."""
-        started = await self._client.execution_start(self.id, cmd, execution_id=execution_id, stdin=stdin, **options)
-        return ExecutionHandle(self._client, self.id, started.id)
+        """Start a command that outlives this connection; arguments as `AgentClient.execution_start` has them.
+
+        Where the connection is lost meanwhile it is started once all the same: the id, given or made up here, says so.
+        """
+        execution = ExecutionHandle(self._client, self.id, execution_id or uuid4().hex)
+        await execution.begin(cmd, stdin=stdin, **options)
+        return execution
 
     def execution(self, execution_id: str) -> ExecutionHandle:
         """An execution that exists; whether it does shows at its first use."""

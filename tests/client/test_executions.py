@@ -33,6 +33,7 @@ class Program:
     kept_from: int = 0
     stdin: bytearray = field(init=False, factory=bytearray)
     closed: bool = field(init=False, default=False)
+    started: list[str] = field(init=False, factory=list)
     attachments: int = field(init=False, default=0)
     _random: random.Random = field(init=False, factory=lambda: random.Random(7))  # noqa: S311  the same each time
 
@@ -61,6 +62,12 @@ class Program:
                 await agent.reply(request, self._stdin_status())
         elif isinstance(message, wire.GetStdinStatusRequest):
             await agent.reply(request, self._stdin_status())
+        elif isinstance(message, wire.StartExecutionRequest):
+            self.started.append(message.execution_id)
+            if len(self.started) == 1 and self._hangs_up():
+                await agent.close()  # after it was carried out
+            else:
+                await agent.reply(request, self._execution())
         else:
             assert EXCHANGES[request.type].reply_message is wire.Execution
             await agent.reply(request, self._execution())
@@ -107,8 +114,10 @@ async def test_what_was_not_kept_is_seen_by_its_offset(listener: Listener) -> No
     assert output.exited == Exited(143, 15, "")
 
 
-async def test_stdin_is_written_once_over_connections_that_break(listener: Listener, autojump_clock: object) -> None:
-    program = Program(cuts=5)
+async def test_it_is_started_once_and_its_stdin_written_once_over_connections_that_break(
+    listener: Listener, autojump_clock: object
+) -> None:
+    program = Program(cuts=6)
     listener.serve_agent(program.serve)
     async with connect(listener.address) as client:
         execution = await SandboxHandle(client, "box").start(["cat"], stdin=True)
@@ -116,6 +125,8 @@ async def test_stdin_is_written_once_over_connections_that_break(listener: Liste
         await execution.close_stdin()
         assert await execution.wait() == Exited(143, 15, "")
     assert bytes(program.stdin) == OUTPUT
+    assert len(program.started) == 2
+    assert len(set(program.started)) == 1
     assert program.closed
 
 
