@@ -14,7 +14,9 @@ from trio.testing import wait_all_tasks_blocked
 from arcbox_agent.settings import Limits
 from arcbox_agent.testing import VERSION, MemoryPeer, memory_connection
 from arcbox_guest.errors import ConflictError, GuestError, NotFoundError, TimedOutError, UnavailableError
-from arcbox_handlers import CommandError
+from arcbox_handlers import CommandError, Registry
+from arcbox_handlers.power import Shutdown
+from arcbox_handlers.system import GetSystemInfo, Ping
 from arcbox_protocol import ErrorReply, Frame, MessageType, arcbox_v1, encode_frame, sandbox_v1
 
 if TYPE_CHECKING:
@@ -165,7 +167,8 @@ async def test_any_requests_however_cut_are_answered_in_order(kinds: list[str], 
         for start in range(0, len(data), size):
             await peer.stream.send_all(data[start : start + size])
 
-    async with memory_connection() as peer, trio.open_nursery() as nursery:
+    registry = Registry([Ping, GetSystemInfo, Shutdown])
+    async with memory_connection(registry=registry) as peer, trio.open_nursery() as nursery:
         nursery.start_soon(send)
         for i, kind in enumerate(kinds):
             frame = await peer.receive()
@@ -199,8 +202,10 @@ async def test_a_type_that_is_no_request_is_skipped_with_error_400(request_type:
 @pytest.mark.parametrize(
     "request_type", [T.SandboxCheckpointRequest, T.KubernetesStartRequest, T.SandboxRestoreRequest]
 )
-async def test_a_request_that_has_no_command_is_error_501_with_its_name(request_type: MessageType) -> None:
-    async with memory_connection() as peer:
+async def test_a_request_that_has_no_command_is_error_501_with_its_name(
+    request_type: MessageType, stage: Stage
+) -> None:
+    async with memory_connection(registry=stage.registry) as peer:
         await peer.send(request_type, trace_id="a")
         error = await receive_error(peer, "a")
         assert error.code == 501

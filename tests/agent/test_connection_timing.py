@@ -14,7 +14,10 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from arcbox_agent.connection import Connection
 from arcbox_agent.settings import Limits
 from arcbox_guest.testing import fake_guest
-from arcbox_handlers import Context, default_registry
+from arcbox_handlers import Context, Registry
+from arcbox_handlers.sandbox_streams import SandboxExec, SandboxRun
+from arcbox_handlers.sandboxes import SandboxInspect
+from arcbox_handlers.system import Ping
 from arcbox_protocol import ErrorReply, FrameDecoder, encode_frame, sandbox_v1
 from arcbox_protocol import MessageType as T
 
@@ -82,6 +85,8 @@ class Request:
     reply: tuple[int, int | None] | None
 
 
+REGISTRY = Registry([Ping, SandboxInspect, SandboxRun, SandboxExec])
+
 REQUESTS = {
     "quick": Request(T.PingRequest, b"", (T.PingResponse, None)),
     "quick and refused": Request(T.PingRequest, b"\xff", (T.Error, 400)),
@@ -107,7 +112,7 @@ async def replies(pieces: Sequence[bytes | None]) -> list[tuple[int, int | None,
     """All that the agent says to these bytes: types, codes of errors, and trace ids."""
     transport, guest = Trickle(pieces), fake_guest()
     context = Context(guest=guest, version="1.2.3")
-    connection = Connection(transport, default_registry(), context, Limits(frame_timeout=30), "trickle")
+    connection = Connection(transport, REGISTRY, context, Limits(frame_timeout=30), "trickle")
     async with trio.open_nursery() as services:
         services.start_soon(guest.sandboxes.run)
         await wait_all_tasks_blocked()
