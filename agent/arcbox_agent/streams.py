@@ -116,6 +116,10 @@ class OpenStream:
         header = encode_header(self._reply_type, self.trace_id, sum(map(len, parts)))
         await self._writer.write(header, *parts)
 
+    async def notify(self, message_type: MessageType, message: Message) -> None:
+        """Send a frame of another type, with an empty trace id."""
+        await self._writer.write(encode_frame(message_type, "", message.SerializeToString()))
+
     async def end(self) -> None:
         """Send the empty frame that ends the stream."""
         if self._end_type is None:

@@ -191,6 +191,11 @@ class MachineRequests(Requests):
         async with self._stream(MessageType.MachineExecRequest, request, arcbox_v1.MachineExecOutput) as stream:
             yield ExecSession(*stream, MessageType.MachineExecInput, MessageType.MachineExecResize)
 
+    async def watch_port_bindings(self) -> None:
+        """Have `notifications` tell which ports of the guest lead to containers: all of now, and then what changes."""
+        request = MessageType.WatchPortBindingsRequest
+        check_reply(await self._exchange(request, None), request)
+
     async def kill_agent(self) -> None:
         """Have the agent exit with status 1, for tests. Raises `NotSupportedError` where settings do not allow it."""
         check_reply(await self._exchange(MessageType.KillAgentRequest, None), MessageType.KillAgentRequest)

@@ -29,7 +29,7 @@ from .kubernetes import (
 )
 from .machine import KillAgent, MachineExec, WatchMemoryPressure, WatchStats
 from .power import Shutdown
-from .runtime import EnsureRuntime, RuntimeStatus, WatchReadiness
+from .runtime import EnsureRuntime, RuntimeStatus, WatchPortBindings, WatchReadiness
 from .sandbox_files import (
     ListDir,
     MakeDir,
@@ -82,6 +82,7 @@ def default_registry() -> Registry:
             EnsureRuntime,
             RuntimeStatus,
             WatchReadiness,
+            WatchPortBindings,
             KubernetesStart,
             KubernetesStop,
             KubernetesDelete,

@@ -112,6 +112,9 @@ class ReplyStream(Protocol):
     async def send_payload(self, *parts: Buffer) -> None:
         """Send one reply whose payload is these parts one after the other, uncopied."""
 
+    async def notify(self, message_type: MessageType, message: Message) -> None:
+        """Send a frame of another type, which bears no trace id: a notification for the whole connection."""
+
     async def end(self) -> None:
         """Send the empty frame that says that the stream is over, of the type that `Exchange.end` has for it."""
 

@@ -1,17 +1,19 @@
-"""EnsureRuntime, RuntimeStatus, WatchReadiness."""
+"""EnsureRuntime, RuntimeStatus, WatchReadiness, WatchPortBindings."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
 import trio
-from attrs import frozen
+from attrs import asdict, frozen
 
+from arcbox_guest.runtime.port_bindings import PortBindingWatch
 from arcbox_guest.runtime.runtime import Phase
 from arcbox_handlers._command import StreamCommand, UnaryCommand
 from arcbox_protocol import MessageType, arcbox_v1
 
 if TYPE_CHECKING:
+    from arcbox_guest.runtime.port_bindings import Bindings
     from arcbox_guest.runtime.runtime import RuntimeState, ServiceState
     from arcbox_handlers._command import Context, ReplyStream
 
@@ -85,6 +87,29 @@ class WatchReadiness(StreamCommand[arcbox_v1.WatchReadinessRequest]):
             detail = state.detail
         kind = _Event.RUNTIME_READY if state.phase is Phase.READY else _Event.RUNTIME_FAILED
         await stream.send(_Event(kind=kind, endpoint=endpoint, detail=detail, services=_services(state)))
+
+
+@frozen
+class WatchPortBindings(StreamCommand[None]):
+    """From now on the connection is told which ports of the guest lead to containers, in frames without a trace id.
+
+    An empty reply says that this has begun. No stock host asks for it: those that do not know the frames never see any.
+    """
+
+    handles = MessageType.WatchPortBindingsRequest
+
+    async def __call__(self, context: Context, stream: ReplyStream) -> None:
+        async def tell(container_id: str, bindings: Bindings) -> None:
+            if bindings:
+                described = [arcbox_v1.PortBinding(**asdict(binding)) for binding in bindings]
+                changed = arcbox_v1.PortBindingsChanged(container_id=container_id, bindings=described)
+                await stream.notify(MessageType.PortBindingsChanged, changed)
+            else:
+                removed = arcbox_v1.PortBindingsRemoved(container_id=container_id)
+                await stream.notify(MessageType.PortBindingsRemoved, removed)
+
+        await stream.send_payload()
+        await PortBindingWatch(context.guest.runtime.config.docker_socket, tell).run()
 
 
 def _services(state: RuntimeState) -> list[arcbox_v1.ServiceStatus]:

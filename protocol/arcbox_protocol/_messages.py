@@ -81,6 +81,7 @@ class MessageType(IntEnum):
     WaitExecutionRequest = 0x0066
     ListExecutionsRequest = 0x0067
     WaitForPortRequest = 0x0068
+    WatchPortBindingsRequest = 0x0F01  # this project's own
     PingResponse = 0x1001
     GetSystemInfoResponse = 0x1002
     EnsureRuntimeResponse = 0x1003
@@ -134,6 +135,7 @@ class MessageType(IntEnum):
     WaitExecutionResponse = 0x1066
     ListExecutionsResponse = 0x1067
     WaitForPortResponse = 0x1068
+    WatchPortBindingsResponse = 0x1F01
     Error = 0xFFFF
 
 
@@ -270,6 +272,7 @@ _REPLIES: Mapping[MessageType, MessageType | None] = {
     _T.DiskTrimRequest: _T.DiskTrimResponse,
     _T.WatchReadinessRequest: _T.ReadinessEvent,
     _T.KillAgentRequest: _T.KillAgentResponse,
+    _T.WatchPortBindingsRequest: _T.WatchPortBindingsResponse,
     _T.WatchMemoryPressureRequest: _T.MemoryPressureEvent,
     _T.WatchStatsRequest: _T.MachineStats,
     _T.SandboxCreateRequest: _T.SandboxCreateResponse,
@@ -317,6 +320,7 @@ _REPLIES: Mapping[MessageType, MessageType | None] = {
 _STREAMS = frozenset(
     {
         _T.WatchReadinessRequest,
+        _T.WatchPortBindingsRequest,
         _T.WatchMemoryPressureRequest,
         _T.WatchStatsRequest,
         _T.SandboxRunRequest,

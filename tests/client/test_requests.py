@@ -72,6 +72,7 @@ UNARY_CALLS: list[tuple[MessageType, Callable[[AgentClient], Awaitable[object]]]
     (MessageType.SandboxRestoreRequest, lambda c: c.restore("p")),
     (MessageType.SandboxListSnapshotsRequest, lambda c: c.list_snapshots()),
     (MessageType.SandboxDeleteSnapshotRequest, lambda c: c.delete_snapshot("p")),
+    (MessageType.WatchPortBindingsRequest, lambda c: c.watch_port_bindings()),
     (MessageType.KillAgentRequest, lambda c: c.kill_agent()),
     (MessageType.SandboxPortForwardRemoveRequest, lambda c: c.port_forward_remove("s", 80)),
     (MessageType.MakeDirRequest, lambda c: c.file_mkdir("s", "/d")),

@@ -21,6 +21,7 @@ NOW_SUPPORTED = {
     MessageType.EnsureRuntimeRequest,
     MessageType.RuntimeStatusRequest,
     MessageType.WatchReadinessRequest,
+    MessageType.WatchPortBindingsRequest,
     MessageType.KubernetesStartRequest,
     MessageType.KubernetesStopRequest,
     MessageType.KubernetesDeleteRequest,

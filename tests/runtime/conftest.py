@@ -18,13 +18,13 @@ import trio
 from attrs import define
 
 from arcbox_client import connect
-from arcbox_client._agent_process import SETTINGS, RunningAgent, running_agent
+from arcbox_client._agent_process import COMMAND, SETTINGS, RunningAgent, running_agent
 from arcbox_guest.daemon_process import Identity
 from arcbox_guest.sandboxes.busybox import build
 from arcbox_protocol import arcbox_v1
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 NEEDED = ("containerd", "dockerd", "docker", "runc", "busybox")
 
@@ -59,11 +59,14 @@ class RuntimeHost:
     """Whether it runs, and has the image `box`."""
 
     @contextmanager
-    def agent(self, name: str = "agent", **runtime: str | list[str]) -> Iterator[RunningAgent]:
+    def agent(
+        self, name: str = "agent", *, command: Sequence[str] = COMMAND, **runtime: str | list[str]
+    ) -> Iterator[RunningAgent]:
         """An agent; its proxy listens on `NAME.sock`.
 
         Args:
             name: of the proxy.
+            command: the agent's program.
             runtime: its own settings in the section `runtime`.
         """
         own = Path(tempfile.mkdtemp(prefix="agent-", dir=self.directory))
@@ -72,7 +75,7 @@ class RuntimeHost:
         changed = SETTINGS_OF_RUNTIME | {f"runtime.{key}": value for key, value in runtime.items()}
         settings |= {key: json.dumps(value) for key, value in changed.items()}
         text = "".join(f"{key} = {value}\n" for key, value in settings.items())
-        with running_agent(own, settings=text.replace("$SHARED", str(self.directory))) as agent:
+        with running_agent(own, settings=text.replace("$SHARED", str(self.directory)), command=command) as agent:
             yield agent
 
     def docker_command(self, *arguments: str, agent: str = "agent") -> list[str]:

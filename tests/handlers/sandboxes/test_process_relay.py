@@ -96,6 +96,9 @@ class StubStream:
     def started(self) -> None:
         raise NotImplementedError
 
+    async def notify(self, message_type: MessageType, message: Message) -> None:
+        raise NotImplementedError
+
     async def send(self, message: Message) -> None:
         raise NotImplementedError
 
