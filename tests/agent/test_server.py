@@ -189,6 +189,7 @@ def test_a_vsock_listener_that_no_host_can_reach_is_a_warning(
 async def test_a_passed_socket_is_served_beside_the_others(directory: Path, path: Path) -> None:
     passed = listen(UnixAddress(str(directory / "passed.sock")))
     async with running(server_of(path, passed=[passed])) as agent:
+        await wait_all_tasks_blocked()  # it is ready with the first of both
         assert await (await agent.connect()).is_answered()
         assert await (await agent.connect(directory / "passed.sock")).is_answered()
 
@@ -296,6 +297,7 @@ async def test_a_passed_socket_that_breaks_is_tried_again_and_nobody_else_notice
     with closing(listen(address)) as listener:
         passed = Breaking(listener._socket, address)
         async with running(server_of(path, passed=[passed])) as agent:
+            await wait_all_tasks_blocked()  # it is ready with the first of both
             assert await (await agent.connect()).is_answered()
             assert await (await agent.connect(directory / "passed.sock")).is_answered()
             await agent.signal()
