@@ -127,6 +127,7 @@ def _sandbox_manager(settings: Sandbox, network: SandboxNetwork | None, images: 
             settings.max_processes,
             no_new_privileges=settings.no_new_privileges,
             network=network,
+            kept=settings.kept_output_mib * 2**20,
         )
 
     return SandboxManager(

@@ -245,6 +245,11 @@ class Sandbox:
     max_processes: int = setting(
         1024, "Processes, and threads, that may run in a sandbox at the same time.", _up_to(MOST_PROCESSES)
     )
+    kept_output_mib: int = setting(
+        16,
+        "Output that is kept of each channel of executions and initial commands, in MiB: the oldest goes first.",
+        _up_to(1024),
+    )
     max_file_mib: int = setting(
         256, "The largest file that a request may write into one of them, in MiB.", _up_to(MOST_MEMORY_MIB)
     )

@@ -24,7 +24,7 @@ from arcbox_guest.sandboxes.model import Reason
 from arcbox_guest.sandboxes.workload import KILLED, NOT_STARTED, End
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from arcbox_guest.sandboxes.detached import DetachedProcess, Exit
     from arcbox_guest.sandboxes.driver import Driver
@@ -78,6 +78,9 @@ class Executions:
     _admit: Callable[[], Workload]
     """Counts one more process as running; raises ConflictError."""
 
+    _until_quiet: Callable[[], Awaitable[None]]
+    """Waits while nothing may be started."""
+
     _explain: Callable[[], End | None]
     """Called when a process has ended by SIGKILL: why, if that can be found out."""
 
@@ -106,6 +109,7 @@ class Executions:
         async with self._starting:
             if execution_id in self._executions:
                 return self._executions[execution_id]
+            await self._until_quiet()
             try:
                 workload = self._admit()
             except ConflictError as error:

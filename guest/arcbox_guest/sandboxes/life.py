@@ -111,6 +111,7 @@ class Life:
             driver=self._driver,
             output=self._records.output,
             admit=lambda: self.admit(states.READY_OR_RUNNING),
+            until_quiet=self.until_quiet,
             explain=self._out_of_memory,
             start_soon=self._start_soon,
             now=self._times.now,

@@ -112,7 +112,7 @@ COMMANDS = st.builds(
     timeout=st.sampled_from([0.0, 0.0, 2.0]),
     user=st.sampled_from(["", "", "", "nemo"]),
 )
-METHODS = st.sampled_from(["create", "process", "terminate", "idle", "ended", "stop", "destroy"])
+METHODS = st.sampled_from(["create", "process", "start_detached", "terminate", "idle", "ended", "stop", "destroy"])
 FAULTS: Final[Mapping[str, Callable[[], Exception | trio.Event]]] = {
     "hangs": trio.Event,
     "refuses": lambda: GuestError("no"),
