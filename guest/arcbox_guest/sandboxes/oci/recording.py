@@ -57,9 +57,6 @@ class Recorder:
     """Where its socket is; absolute."""
 
     _starting: trio.Lock = field(init=False, factory=trio.Lock)
-    _cgroup: Path | None = None
-    """For its process: the agent's own may be one whose processes a service manager kills with the agent."""
-
     _held: socket.socket | None = field(init=False, default=None)
     """Has it stay between two sessions."""
 
