@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from bench import connections, files, memory, pings, report, sandboxes, start, system_info
+from bench import connections, files, memory, pings, proxies, report, sandboxes, start, system_info
 from bench.client import UnexpectedReplyError
 from bench.processes import ServerFailedError
 from bench.stage import Bench, Stage
@@ -29,6 +29,7 @@ BENCHES = (
     Bench("connect", "connect, ping, close", connections.measure_new),
     Bench("files", "MmapReadFile of 1 and 32 MiB", files.measure),
     Bench("system-info", "GetSystemInfo", system_info.measure),
+    Bench("proxies", "the relay to the Docker API", proxies.measure),
     Bench("start", "from exec to the first pong", start.measure),
     Bench("sandboxes", "sandboxes: create, run, output, many at once", sandboxes.measure),
     Bench("memory", "resident memory, idle and with 1,000 idle connections", memory.measure),
