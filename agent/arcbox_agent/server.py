@@ -130,7 +130,7 @@ class Server:
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT; then finish what runs, within `shutdown_grace`. A second one ends that.
 
-        Sandboxes are stopped last: the next agent would find them, and could do nothing with them but remove them.
+        Sandboxes go on running, for the next agent, or are stopped last: the setting `sandbox.stop_at_exit`.
         """
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with trio.open_nursery() as services:
@@ -142,8 +142,9 @@ class Server:
                     finishing.deadline = trio.current_time() + self._settings.shutdown_grace
                     for connection in self._open:
                         connection.drain()
-                self._notifier.tell(STATUS="stopping sandboxes")
-                await self._guest.sandboxes.stop_all(max(_SANDBOX_GRACE, finishing.deadline - trio.current_time()))
+                if self._settings.sandbox.stop_at_exit:
+                    self._notifier.tell(STATUS="stopping sandboxes")
+                    await self._guest.sandboxes.stop_all(max(_SANDBOX_GRACE, finishing.deadline - trio.current_time()))
                 services.cancel_scope.cancel()
         log.info("stopped")
 
@@ -182,7 +183,8 @@ class Server:
     async def _hurry_at_signal(self, signals: AsyncIterator[int], finishing: trio.CancelScope) -> None:
         await _next_signal(signals)
         finishing.cancel()
-        await self._guest.sandboxes.stop_all(0)
+        if self._settings.sandbox.stop_at_exit:
+            await self._guest.sandboxes.stop_all(0)
 
     def _start_listeners(self, listeners: trio.Nursery, connections: trio.Nursery) -> None:
         if self._passed:

@@ -238,6 +238,11 @@ class Sandbox:
         " Empty for catatonit, which is looked for where programs are.",
         _PATH_OR_NONE,
     )
+    stop_at_exit: bool = setting(
+        False,
+        "Whether sandboxes are stopped when the agent ends. Otherwise they go on running, and the next agent adopts"
+        " them. Powering the machine off stops them in any case.",
+    )
     default_vcpus: int = setting(1, "Processors for sandboxes that ask for no number of them.", _up_to(MOST_VCPUS))
     default_memory_mib: int = setting(
         512, "Memory for sandboxes that ask for no amount of it, in MiB.", _up_to(MOST_MEMORY_MIB)

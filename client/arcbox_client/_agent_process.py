@@ -27,6 +27,7 @@ power.off = "disabled"
 disk.trim_mounts = []
 network.enabled = false
 sandbox.data_dir = "$DIRECTORY/sandboxes"
+sandbox.stop_at_exit = true
 runtime.binary_dirs = []
 runtime.containerd_socket = "$DIRECTORY/containerd.sock"
 runtime.docker_socket = "$DIRECTORY/docker.sock"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
 import subprocess
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -184,6 +186,18 @@ class Child:
             with trio.move_on_after(patience, shield=True):
                 await self.wait()
         self._pidfd.close()
+
+
+def start_time(pid: int) -> int:
+    """When a process was started, in ticks since the boot: proc_pid_stat(5). With its id it is like no other process.
+
+    Raises:
+        ProcessLookupError: there is no such process.
+    """
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
+    except OSError as error:
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from error
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

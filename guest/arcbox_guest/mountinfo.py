@@ -41,7 +41,9 @@ def mounts(content: bytes) -> Iterator[Mount]:
         mount, _, file_system = line.partition(b" - ")
         number, _parent, device, _root, target = mount.split(b" ")[:5]
         kind, _source, options = [*file_system.split(b" ", 2), b"", b"", b""][:3]
-        yield Mount(int(number), device.decode(), os.fsdecode(_unescape(target)), kind.decode(), options.decode())
+        yield Mount(
+            int(number), device.decode(), os.fsdecode(_unescape(target)), os.fsdecode(kind), os.fsdecode(options)
+        )
 
 
 def _unescape(field: bytes) -> bytes:

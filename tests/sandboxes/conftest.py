@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
+import time
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,14 +46,25 @@ class Machine:
     directory: Path
     rootfs: Path
     agent: RunningAgent | None = None
+    settings: str = ""
+    """Lines for the settings of the agents to come."""
 
     @contextmanager
     def running(self, settings: str = SETTINGS, command: Sequence[str] = COMMAND) -> Iterator[RunningAgent]:
         """An agent, until the context is left. All that run here have the same sandboxes."""
         settings = settings.replace("$DIRECTORY", str(self.directory)) + f'sandbox.rootfs = "{self.rootfs}"\n'
+        for line in self.settings.splitlines():
+            name = line.partition(" =")[0]
+            settings = "".join(f"{other}\n" for other in settings.splitlines() if not other.startswith(f"{name} ="))
+            settings += f"{line}\n"
         own = Path(tempfile.mkdtemp(prefix="agent-", dir=self.directory))
         with running_agent(own, settings=settings, command=command) as self.agent:
             yield self.agent
+
+    @property
+    def log(self) -> str:
+        assert self.agent is not None
+        return self.agent.log
 
     @property
     def process(self) -> psutil.Process:
@@ -117,6 +129,22 @@ class Machine:
         with trio.fail_after(20):
             while not await record.exists():  # noqa: ASYNC110  as in `until`
                 await trio.sleep(0.01)
+
+    async def until_recorded_as(self, sandbox_id: str, state: str) -> None:
+        """Wait until the record of a sandbox has a state."""
+        record = trio.Path(self.data_dir, "records", f"{sandbox_id}.json")
+        with trio.fail_after(20):
+            while f'"state": "{state}"' not in await record.read_text():  # noqa: ASYNC110  as in `until`
+                await trio.sleep(0.01)
+
+    def kill_inits(self) -> None:
+        """Kill the init of every sandbox, and wait until it is gone."""
+        for cgroup in self.cgroups():
+            if (cgroup / "cgroup.kill").exists():
+                (cgroup / "cgroup.kill").write_text("1")
+        for cgroup in self.cgroups():
+            while (cgroup / "cgroup.procs").read_text():
+                time.sleep(0.01)
 
     async def until(self, client: AgentClient, sandbox_id: str, state: str) -> None:
         """Wait until a sandbox is in a state."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
     from arcbox_guest.sandboxes.detached import DetachedProcess, DetachedSpec
@@ -84,13 +84,26 @@ class Driver(Protocol):
             NotSupportedError: this machine, or this driver, can't do that.
         """
 
-    async def create(self, spec: Spec) -> None:
-        """Make a sandbox, and return when processes can run in it. `spec` is complete: no defaults are left to fill in.
+    async def create(self, spec: Spec) -> Mapping[str, str]:
+        """Make a sandbox, and return when processes can run in it: with the facts that `adopt` wants.
+
+        `spec` is complete: no defaults are left to fill in.
 
         Raises:
             InvalidArgumentError: the spec can't be met: no such root file system, a mount whose source is not there.
             NotSupportedError: this machine, or this driver, can't do that.
             GuestError: it failed; nothing is left behind.
+        """
+
+    async def adopt(self, spec: Spec, facts: Mapping[str, str]) -> None:
+        """Go on with a sandbox that a former agent's driver has made, and that should still run.
+
+        Detached processes in it go on, and what processes that have ended left behind. Those that the former agent ran
+        for its peers, who have lost them, are killed.
+
+        Raises:
+            UnavailableError: it does not run any more.
+            GuestError: it failed.
         """
 
     def process(self, sandbox_id: str, command: ExecSpec) -> AbstractAsyncContextManager[Process]:

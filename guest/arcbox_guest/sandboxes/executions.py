@@ -155,8 +155,8 @@ class Executions:
         else:
             self._attend_initial_command(process, workload)
 
-    async def resume(self) -> None:
-        """Go on with what a former agent has started in the sandbox.
+    async def resume(self) -> bool:
+        """Go on with what a former agent has started in the sandbox; whether the initial command was among it.
 
         Raises:
             GuestError: whatever the driver says.
@@ -169,6 +169,7 @@ class Executions:
             else:
                 execution = self._executions[process.name] = Execution(self._sandbox_id, process)
                 self._start_soon(self._attend, process, workload, execution.time_left)
+        return any(process.name == _INITIAL for process in found)
 
     def _attend_initial_command(self, process: DetachedProcess, workload: Workload | None) -> None:
         self._start_soon(self._attend, process, workload, math.inf)

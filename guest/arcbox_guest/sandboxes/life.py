@@ -48,6 +48,9 @@ _EXPIRED_AGAIN: Final = 60.0
 _IDLE_PATIENCE: Final = 0.5
 """Seconds in which the kernel lets go of the processes of a sandbox that have ended."""
 
+_FIRST_RECORD: Final = 2.0
+"""Seconds that a sandbox may take longer to get ready because of its record."""
+
 _LAST_RECORD: Final = 2.0
 """Seconds that the last record may take when the agent ends."""
 
@@ -70,8 +73,11 @@ class Life:
     """Which takes the sandbox's address back when it has been removed."""
 
     _images: ImageStore | None = None
-    _leftover: bool = False
-    """Whether there may be something of it on the machine, from a former agent."""
+    _leftover: bool = field(init=False, default=False)
+    """Whether there may be something of it on the machine that is to be cleared away."""
+
+    taken_over: trio.Event = field(init=False, factory=trio.Event)
+    """Set when it is known what became of it while no agent ran."""
 
     _nursery: trio.Nursery | None = field(init=False, default=None)
     """For what goes on beside the task; None before and after."""
@@ -130,10 +136,12 @@ class Life:
         """Tell that there is a new sandbox."""
         self._tell(Action.CREATED)
 
-    def lose(self, reason: str) -> None:
-        """It was in the care of a former agent: nothing of it that ran is known any more."""
-        if self.sandbox.state not in (State.STOPPED, State.FAILED):
-            self._fail(f"{reason} while the sandbox was {self.sandbox.state}")
+    def take_over(self) -> None:
+        """A former agent made it: find out what there is of it when `run` begins."""
+        if self.sandbox.state in states.LIVE and not self.sandbox.facts:
+            self._fail(f"the agent was restarted while the sandbox was {self.sandbox.state}")
+        if self.sandbox.state is State.FAILED:
+            self._leftover = True
 
     def discard(self) -> None:
         """Have it removed, waiting for nobody; it is on record until that has succeeded."""
@@ -290,10 +298,12 @@ class Life:
 
     async def _live(self, nursery: trio.Nursery) -> None:
         if self._leftover:
+            self.taken_over.set()
             await self._attempt("cleared away", self._destroy)
-        if self.sandbox.state is State.STARTING:
+        if self.sandbox.state in states.LIVE:
             with self._working:
-                await self._work(nursery)
+                await (self._resume(nursery) if self.sandbox.facts else self._work(nursery))
+        self.taken_over.set()
         if self.sandbox.state is State.STOPPING:
             await self._end()
         while True:
@@ -317,10 +327,56 @@ class Life:
             await self._attempt("cleared away", self._destroy)
             return
         self.sandbox = evolve(self.current(), ready_at=self._times.now())
+        with trio.move_on_after(_FIRST_RECORD):  # an agent that is killed from now on leaves it to the next one
+            await self._records.save(self.sandbox, durable=False)
+        if self.sandbox.state is not State.STARTING:
+            return
         self._become(Action.READY)
+        self._run_initial_command(nursery)
+        await self._until_init_ends()
+
+    async def _resume(self, nursery: trio.Nursery) -> None:
+        """Go on with a sandbox of a former agent, and wait until it fails."""
+        error = await self._attempt("adopted", self._adopt)
+        if self.sandbox.state not in states.LIVE:
+            return
+        if error is not None:
+            self._fail(f"the agent was restarted, and then: {error}")
+            self.taken_over.set()
+            await self._attempt("cleared away", self._destroy)
+            return
+        self._out_of_memory_kills = self._driver.out_of_memory_kills(self.id)
+        if self.sandbox.state is State.STARTING:
+            self._become(Action.READY)
+        with trio.move_on_after(PATIENCE):
+            if not await self._resume_executions() and not self.sandbox.last_exited_at:
+                self._run_initial_command(nursery)
+        if self.sandbox.state is State.RUNNING and not self._workloads:
+            error_text = "the agent was restarted, and it was killed with the agent's connections"
+            self._workloads += 1
+            self._workload_ended(End(KILLED, error=error_text))
+        self.taken_over.set()
+        await self._until_init_ends()
+
+    async def _adopt(self) -> None:
+        if self.sandbox.driver != self._driver.name:
+            raise NotSupportedError(f"it was made by the driver {self.sandbox.driver}, which this agent has not got")
+        await self._driver.adopt(self.sandbox.spec, self.sandbox.facts)
+
+    async def _resume_executions(self) -> bool:
+        """Go on with what runs detached; whether the initial command was ever started."""
+        try:
+            return await self.executions.resume()
+        except GuestError as error:
+            log.warning("executions lost", extra={"sandbox": self.id, "reason": str(error)})
+            return True
+
+    def _run_initial_command(self, nursery: trio.Nursery) -> None:
         if self.sandbox.spec.cmd:
             command = ExecSpec(argv=self.sandbox.spec.cmd)
             nursery.start_soon(self.executions.run_initial_command, command, self.admit(states.READY))
+
+    async def _until_init_ends(self) -> None:
         reason = await self._init_ended()
         if self.sandbox.state in states.LIVE:
             self._fail(reason)
@@ -334,7 +390,8 @@ class Life:
         self._changed.set()
 
     async def _create(self) -> None:
-        await self._driver.create(self.sandbox.spec)
+        facts = await self._driver.create(self.sandbox.spec)
+        self.sandbox = evolve(self.sandbox, driver=self._driver.name, facts=facts)
 
     async def _end(self) -> None:
         """Stop the sandbox; if it is to be removed, that kills what still runs."""

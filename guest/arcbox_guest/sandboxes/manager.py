@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import uuid
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Final
 
@@ -62,6 +62,9 @@ _CLOSING_PATIENCE: Final = 5.0
 
 _OPENING_PATIENCE: Final = 10.0
 """Seconds for which requests wait for `run` to have found out what a former agent left."""
+
+_ADOPTING_PATIENCE: Final = 5.0
+"""Seconds for which requests wait until what former agents left is adopted; a driver may hang."""
 
 _CHECKING_PATIENCE: Final = 5.0
 """Seconds that the driver has to find out whether a sandbox can be: storage may hang."""
@@ -254,6 +257,8 @@ class SandboxManager:
 
         Called again meanwhile, with a shorter `grace`, it takes no longer than that.
         """
+        with suppress(UnavailableError), trio.move_on_after(_ADOPTING_PATIENCE):
+            await self.opened()
         async with trio.open_nursery() as nursery:
             for life in self._lives.values():
                 if life.sandbox.state is not State.FAILED:
@@ -411,7 +416,7 @@ class SandboxManager:
             raise NotFoundError(f"there is no sandbox {sandbox_id[:80]!r}")
         return life
 
-    def _life(self, sandbox: Sandbox, *, leftover: bool = False) -> Life:
+    def _life(self, sandbox: Sandbox) -> Life:
         return Life(
             sandbox=sandbox,
             driver=self._driver,
@@ -419,7 +424,6 @@ class SandboxManager:
             records=self._records,
             times=self._times,
             forget=self._lives.pop,
-            leftover=leftover,
             network=self._network,
             images=self._images,
         )
@@ -508,6 +512,8 @@ class SandboxManager:
         await self.snapshots.load()
         for sandbox in await self._records.load():
             self._take_over(sandbox)
+        with trio.move_on_after(_ADOPTING_PATIENCE):
+            await self._taken_over()
         self._loaded.settle()
         await self._sweep()
         await self._sweep_network()
@@ -534,11 +540,17 @@ class SandboxManager:
         self._loaded, self._swept = Outcome(), Outcome()
 
     def _take_over(self, sandbox: Sandbox) -> None:
-        """Go on with a record. This is where a sandbox that still runs will be adopted."""
+        """Go on with a record: all at the same time."""
         self._claim_lease(sandbox)
-        life = self._life(sandbox, leftover=True)
-        life.lose("the agent was restarted")
+        life = self._life(sandbox)
+        life.take_over()
         self._start(life)
+
+    async def _taken_over(self) -> None:
+        """Wait until it is known what became of all sandboxes of former agents."""
+        await trio.lowlevel.checkpoint()
+        for life in list(self._lives.values()):
+            await life.taken_over.wait()
 
     async def _sweep(self) -> None:
         """Remove what there is on the machine of sandboxes without a record."""

@@ -175,6 +175,12 @@ class Sandbox:
     expires_at: float = 0.0
     """When it is removed by force; 0 is never."""
 
+    driver: str = ""
+    """The name of the driver that made it."""
+
+    facts: Mapping[str, str] = Factory(dict)
+    """What that driver needs to go on with it after a restart of the agent; empty until it was made."""
+
     boot_id: str = ""
     """Of the run of the kernel in which the times were read."""
 

@@ -14,7 +14,7 @@ from attrs import define, field
 from arcbox_guest.errors import UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -43,8 +43,11 @@ class OnDemandDriver:
     async def check(self, spec: Spec) -> None:
         await (await self._driver()).check(spec)
 
-    async def create(self, spec: Spec) -> None:
-        await (await self._driver()).create(spec)
+    async def create(self, spec: Spec) -> Mapping[str, str]:
+        return await (await self._driver()).create(spec)
+
+    async def adopt(self, spec: Spec, facts: Mapping[str, str]) -> None:
+        await (await self._driver()).adopt(spec, facts)
 
     @asynccontextmanager
     async def process(self, sandbox_id: str, command: ExecSpec) -> AsyncIterator[Process]:

@@ -55,15 +55,19 @@ class Records:
         await self._in_thread(self._load, sandboxes)
         return sorted(sandboxes, key=lambda sandbox: sandbox.created_at)
 
-    async def save(self, sandbox: Sandbox) -> None:
+    async def save(self, sandbox: Sandbox, *, durable: bool = True) -> None:
         """Write a record, or replace it. Failure is logged: a sandbox goes on without it.
+
+        Unless it is `durable`, it outlives the agent and not the machine: the disk is not waited for.
 
         When it is cancelled, a thread that hangs in the file system is left alone. It may go on later, and does then
         not replace what was written after it.
         """
         version = self._next_version(sandbox.id)
         try:
-            await self._in_thread(write, self._path(sandbox.id), sandbox, lambda: self._versions[sandbox.id] == version)
+            await self._in_thread(
+                write, self._path(sandbox.id), sandbox, durable, lambda: self._versions[sandbox.id] == version
+            )
         except OSError as error:
             log.warning("record not saved", extra={"sandbox": sandbox.id, "reason": str(error)})
 
@@ -129,18 +133,21 @@ def read(path: Path) -> Sandbox:
     return sandbox
 
 
-def write(path: Path, sandbox: Sandbox, is_current: Callable[[], bool] = lambda: True) -> None:
+def write(path: Path, sandbox: Sandbox, durable: bool, is_current: Callable[[], bool]) -> None:  # noqa: FBT001  called by a thread
     """Replace a record. See `replace_file`."""
-    replace_file(path, encode(sandbox), is_current)
+    replace_file(path, encode(sandbox), is_current, durable=durable)
 
 
-def replace_file(path: Path, data: bytes, is_current: Callable[[], bool] = lambda: True) -> None:
+def replace_file(
+    path: Path, data: bytes, is_current: Callable[[], bool] = lambda: True, *, durable: bool = True
+) -> None:
     """Replace a file, so that at no time there is half of it. Its directory is made if it is not there.
 
     Args:
         path: the file.
         data: what to write.
         is_current: asked last; False leaves the file as it is.
+        durable: whether the disk is waited for.
 
     Raises:
         OSError: it can't be written. What was there before still is.
@@ -152,7 +159,8 @@ def replace_file(path: Path, data: bytes, is_current: Callable[[], bool] = lambd
         with temporary.open("xb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         if is_current():
             temporary.rename(path)
     finally:
@@ -189,5 +197,6 @@ def decode(data: bytes) -> Sandbox:
 def spec_converter() -> Converter:
     from cattrs import Converter  # noqa: PLC0415  heavy, and not needed where there are no records
 
-    resolve_types(Spec, localns={"Mapping": Mapping})  # which the model itself imports for type checkers only
+    for kind in (Spec, Sandbox):
+        resolve_types(kind, localns={"Mapping": Mapping})  # which the model itself imports for type checkers only
     return Converter()

@@ -73,7 +73,7 @@ class FakeRecords(Records):
         await trio.lowlevel.checkpoint()
         return list(self._sandboxes.values())
 
-    async def save(self, sandbox: Sandbox) -> None:
+    async def save(self, sandbox: Sandbox, *, durable: bool = True) -> None:  # noqa: ARG002  there is no disk
         await trio.lowlevel.checkpoint()
         self._sandboxes[sandbox.id] = sandbox
 
@@ -135,6 +135,9 @@ class FakeProcess:
     """Whether it left any behind that live."""
 
     failure: str = field(init=False, default="")
+    detached: bool = field(init=False, default=False)
+    """Whether it is nobody's who could lose it."""
+
     _holds_output: bool = field(init=False, default=False)
     _stdin_open: bool = field(init=False, default=True)
     _exited: trio.Event = field(init=False, factory=trio.Event)
@@ -459,7 +462,7 @@ class FakeDriver:
         await self._begin("check", spec.id)
         _check(spec)
 
-    async def create(self, spec: Spec) -> None:
+    async def create(self, spec: Spec) -> Mapping[str, str]:
         sandbox = self.sandboxes[spec.id] = FakeSandbox(spec)
         try:
             await self._begin("create", spec.id)
@@ -469,6 +472,14 @@ class FakeDriver:
             del self.sandboxes[spec.id]
             raise
         sandbox.complete = sandbox.up = True
+        return {"init": spec.id}
+
+    async def adopt(self, spec: Spec, facts: Mapping[str, str]) -> None:
+        await self._begin("adopt", spec.id)
+        assert facts == {"init": spec.id}  # noqa: S101  what `create` said
+        for process in list(self._up(spec.id).processes):
+            if process.exit_code is None and not process.detached:
+                process.die()
 
     @asynccontextmanager
     async def process(self, sandbox_id: str, command: ExecSpec) -> AsyncIterator[FakeProcess]:
@@ -486,6 +497,7 @@ class FakeDriver:
         if spec.name in recordings:
             raise ConflictError(f"there is a process {spec.name} in sandbox {sandbox_id} already")
         process = self._start(sandbox_id, spec.command, merged=spec.merged)
+        process.detached = True
         recording = recordings[spec.name] = FakeRecording(spec, process)
         if not spec.stdin and not spec.command.terminal:
             recording.stdin_closed = True

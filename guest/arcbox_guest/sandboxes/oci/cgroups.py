@@ -29,11 +29,13 @@ from arcbox_guest.errors import GuestError
 from arcbox_guest.sandboxes.model import Statistics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from arcbox_guest.sandboxes.oci.hierarchies import Hierarchies
 
 CLIENTS: Final = ".clients"
+
+_LEFT_BEHIND: Final = "trusted.arcbox.left_behind"
 
 _PATIENCE: Final = 10.0
 """Seconds in which processes that were killed must be gone."""
@@ -81,6 +83,20 @@ class ProcessGroup:
         """Its processes that are in the sandbox already."""
         own = os.stat("/proc/self/ns/pid").st_ino
         return [pid for pid in _pids(self.path) if _pid_namespace(pid) not in (own, None)]
+
+    def keep(self) -> None:
+        """Mark it as what a process that has ended left behind, which a restart of the agent does not end.
+
+        In an extended attribute: a cgroup has no other place for it. Where there are none, a restart does end it.
+        """
+        with suppress(OSError):
+            os.setxattr(self.path, _LEFT_BEHIND, b"")
+
+    def is_kept(self) -> bool:
+        try:
+            return _LEFT_BEHIND in os.listxattr(self.path)
+        except OSError:
+            return False
 
     def remove(self) -> bool:
         """Whether it could be removed: a process that is left behind keeps it."""
@@ -133,6 +149,14 @@ class SandboxCgroups:
         self.processes.mkdir(parents=True, exist_ok=True)
         if self._hierarchies.hybrid:
             (self.tree / "cgroup.procs").write_text(str(init))
+
+    def has(self, pid: int) -> bool:
+        """Whether a process is the sandbox's, and not the runtime's client."""
+        return pid in _pids(self.tree)
+
+    def groups(self) -> Mapping[int, ProcessGroup]:
+        """Those that are there, by their numbers."""
+        return {int(group.path.name): group for group in self._groups()}
 
     def group(self, number: int) -> ProcessGroup:
         path = self.processes / str(number)

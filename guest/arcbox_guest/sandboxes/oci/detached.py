@@ -349,6 +349,15 @@ class DetachedSession:
         return self.recording.directory / name
 
 
+def session_numbers(directory: Path) -> set[int]:
+    """The numbers of the groups of all sessions in a directory of them. Blocks."""
+    numbers = set()
+    for path in directory.iterdir() if directory.exists() else ():
+        with suppress(OSError, ValueError):  # it was being made, or removed, when the agent was killed
+            numbers.add(int(json.loads((path / "session.json").read_bytes())["number"]))
+    return numbers
+
+
 def _signal(pid: int, number: int, group: ProcessGroup) -> None:
     with suppress(ProcessLookupError):
         watch = PidFd.open(pid)

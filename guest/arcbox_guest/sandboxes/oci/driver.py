@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import shutil
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -15,7 +15,7 @@ import trio
 from attrs import define, evolve, field, frozen
 
 from arcbox_guest import linux, storage_probe
-from arcbox_guest.child import PidFd
+from arcbox_guest.child import PidFd, start_time
 from arcbox_guest.errors import ConflictError, GuestError, NotSupportedError, UnavailableError
 from arcbox_guest.network.addresses import Lease
 from arcbox_guest.sandboxes.detached import DEFAULT_KEPT
@@ -134,7 +134,7 @@ class OciDriver:
         await _storage_answers(spec)
         await trio.to_thread.run_sync(_check, spec, limiter=self._storage, abandon_on_cancel=True)
 
-    async def create(self, spec: Spec) -> None:
+    async def create(self, spec: Spec) -> Mapping[str, str]:
         directory = self._directory(spec.id)
         if spec.id in self._ids or directory.exists():
             raise ConflictError(f"sandbox {spec.id} exists already, or something is left of one")
@@ -146,6 +146,15 @@ class OciDriver:
             with trio.CancelScope(shield=True):  # each step of it has a deadline
                 await self._clear_away(spec.id)
             raise
+        return self._live[spec.id].facts()
+
+    async def adopt(self, spec: Spec, facts: Mapping[str, str]) -> None:
+        equipment = await self._equip()
+        with _translated(f"sandbox {spec.id} can't be adopted"):
+            watch = await self._in_thread(_open_init, facts, self._cgroups(equipment, spec.id))
+            self._ids.add(spec.id)
+            live = self._live[spec.id] = self._live_sandbox(equipment, spec, int(facts["init"]), watch)
+            await self._in_thread(live.adopt_processes)
 
     @asynccontextmanager
     async def process(self, sandbox_id: str, command: ExecSpec) -> AsyncIterator[Process]:
@@ -294,21 +303,23 @@ class OciDriver:
         finally:
             with trio.CancelScope(shield=True):
                 await equipment.namespace.run(stage.mounts.unmount)
-        watch = PidFd.open(init)
-        self._live[spec.id] = LiveSandbox(
+        self._live[spec.id] = self._live_sandbox(equipment, spec, init, PidFd.open(init))
+        self._live[spec.id].cgroups.adopt(init)
+        if spec.lease and self.network is not None:
+            with _opened(f"/proc/{init}/ns/net") as namespace:
+                await self.network.connect(Lease.parse(spec.lease), namespace)
+
+    def _live_sandbox(self, equipment: Equipment, spec: Spec, init: int, watch: PidFd) -> LiveSandbox:
+        return LiveSandbox(
             spec=spec,
             cgroups=self._cgroups(equipment, spec.id),
-            directory=stage.directory,
+            directory=self._directory(spec.id),
             init=init,
             watch=watch,
             runtime=equipment.runtime,
             namespace=equipment.namespace,
             no_new_privileges=self.no_new_privileges,
         )
-        self._live[spec.id].cgroups.adopt(init)
-        if spec.lease and self.network is not None:
-            with _opened(f"/proc/{init}/ns/net") as namespace:
-                await self.network.connect(Lease.parse(spec.lease), namespace)
 
     async def _lower(self, equipment: Equipment, spec: Spec, sources: Sources) -> Path | int:
         """The root file system below all layers: a directory in the driver's namespace, or a mount."""
@@ -442,6 +453,21 @@ def _check(spec: Spec) -> None:
             users.find(sources.rootfs, spec.user)
         else:
             images.check(sources.rootfs, spec.rootfs)
+
+
+def _open_init(facts: Mapping[str, str], groups: SandboxCgroups) -> PidFd:
+    """The init that a former agent has started.
+
+    Raises:
+        UnavailableError: it has ended. Its number may be another process's by now.
+    """
+    init = int(facts["init"])
+    with suppress(OSError):
+        watch = PidFd.open(init)
+        if start_time(init) == int(facts["started"]) and groups.has(init):
+            return watch
+        watch.close()
+    raise UnavailableError("its init had ended")
 
 
 def _sandboxes_in(place: Path) -> list[str]:

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Final
 import trio
 from attrs import define, field
 
+from arcbox_guest.child import start_time
 from arcbox_guest.errors import GuestError, InvalidArgumentError, TimedOutError, UnavailableError
 from arcbox_guest.sandboxes.oci import bundle, lookup, users
+from arcbox_guest.sandboxes.oci.detached import session_numbers
 from arcbox_guest.sandboxes.oci.exec import STARTING, ExecProcess, ExecRequest, UnstartedProcess
 from arcbox_guest.sandboxes.oci.root_files import open_path, opened
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Mapping
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -70,6 +72,21 @@ class LiveSandbox:
     @property
     def id(self) -> str:
         return self.spec.id
+
+    def facts(self) -> Mapping[str, str]:
+        """What a next agent has to know of it."""
+        return {"init": str(self.init), "started": str(start_time(self.init))}
+
+    def adopt_processes(self) -> None:
+        """Kill what a former agent ran for its peers; whatever else runs goes on. Blocks."""
+        groups = self.cgroups.groups()
+        detached = session_numbers(self.directory / "sessions")
+        for number, group in groups.items():
+            if number not in detached and not group.is_kept():
+                group.kill()
+            if not group.remove():
+                self._left_behind.add(group)
+        self._started = max((0, *groups, *detached))
 
     def is_ending(self) -> bool:
         """Whether its init is gone, or on its way: the kernel ends all others before."""
@@ -134,6 +151,8 @@ class LiveSandbox:
             with trio.CancelScope(shield=True):  # a SIGKILL and some seconds at most
                 await process.close()
             self._left_behind = {left for left in (*self._left_behind, group) if not left.remove()}
+            if group in self._left_behind:
+                group.keep()
 
     async def start_detached(self, spec: DetachedSpec, sessions: Sessions) -> DetachedSession:
         """Start a process that outlives the agent."""

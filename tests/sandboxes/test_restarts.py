@@ -1,0 +1,97 @@
+"""Sandboxes outlive their agent, however that ends, and the next one goes on with them."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from arcbox_client.errors import ConnectionLostError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.sandboxes.conftest import Machine
+
+
+@contextmanager
+def leaving_sandboxes(machine: Machine) -> Iterator[Machine]:
+    """A machine whose agents leave their sandboxes running; a last one stops them."""
+    machine.settings = "sandbox.stop_at_exit = false\n"
+    try:
+        yield machine
+    finally:
+        machine.settings = ""
+        with machine.running():
+            pass
+
+
+@pytest.mark.parametrize("end", ["killed", "asked to end"])
+async def test_sandboxes_go_on_with_their_limits_and_files_and_lost_sessions_end(machine: Machine, end: str) -> None:
+    with leaving_sandboxes(machine):
+        with machine.running():
+            async with machine.client() as client:
+                await machine.ready(client, "box", labels={"a": "b"}, memory_mib=48)
+                async with client.sandbox_exec("box", ["sh", "-c", "echo kept >/file; sleep 7777 & exit"]) as session:
+                    assert await session.wait() == 0
+                before = await client.sandbox_inspect("box")
+                async with client.sandbox_exec("box", ["sh", "-c", "setsid sleep 8888 & echo up; cat"]) as session:
+                    await anext(session)
+                    await machine.until_recorded_as("box", "running")
+                    if end == "killed":
+                        machine.process.kill()
+                    else:
+                        machine.process.terminate()
+                    with pytest.raises(ConnectionLostError):
+                        await session.wait()
+        with machine.running():
+            async with machine.client() as client:
+                after = await client.sandbox_inspect("box")
+                assert (after.state, after.created_at, dict(after.labels)) == ("ready", before.created_at, {"a": "b"})
+                assert after.limits == before.limits
+                async with client.sandbox_exec("box", ["cat", "/file"]) as session:
+                    assert (await session.collect()).stdout == b"kept\n"
+                async with client.sandbox_exec("box", ["ps", "-o", "args"]) as session:
+                    processes = (await session.collect()).stdout.decode()
+                assert "sleep 7777" in processes
+                assert "sleep 8888" not in processes
+                async with client.sandbox_exec("box", ["tail", "/dev/zero"]) as session:
+                    assert await session.wait() == 137
+                assert (await client.sandbox_inspect("box")).error.startswith("oom: ")
+                await client.sandbox_remove("box", force=True)
+        assert machine.leftovers() == []
+
+
+async def test_a_sandbox_that_ended_while_no_agent_ran_has_failed_with_the_reason(machine: Machine) -> None:
+    with leaving_sandboxes(machine):
+        with machine.running():
+            async with machine.client() as client:
+                await machine.ready(client, "box")
+        machine.kill_inits()
+        with machine.running():
+            async with machine.client() as client:
+                info = await client.sandbox_inspect("box")
+                assert (info.state, info.error) == (
+                    "failed",
+                    "the agent was restarted, and then: its init had ended",
+                ), machine.log
+                await client.sandbox_remove("box")
+    assert machine.leftovers() == []
+
+
+async def test_many_sandboxes_are_adopted_and_each_runs_what_it_is_given(machine: Machine) -> None:
+    names = [f"box{number}" for number in range(12)]
+    with leaving_sandboxes(machine):
+        with machine.running():
+            async with machine.client() as client:
+                for name in names:
+                    await machine.ready(client, name)
+                machine.process.kill()
+        with machine.running():
+            async with machine.client() as client:
+                sandboxes = (await client.sandbox_list()).sandboxes
+                assert [(sandbox.id, sandbox.state) for sandbox in sandboxes] == [(name, "ready") for name in names]
+                for name in names:
+                    async with client.sandbox_run(name, ["hostname"]) as session:
+                        assert (await session.collect()).stdout.decode().strip() == name
