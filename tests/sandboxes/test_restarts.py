@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
 
 from arcbox_client.errors import ConnectionLostError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator
 
     from tests.sandboxes.conftest import Machine
 
 
-@contextmanager
-def leaving_sandboxes(machine: Machine) -> Iterator[Machine]:
-    """A machine whose agents leave their sandboxes running; a last one stops them."""
+@asynccontextmanager
+async def leaving_sandboxes(machine: Machine) -> AsyncIterator[Machine]:
+    """A machine whose agents leave their sandboxes running; a last one removes them."""
     machine.settings = "sandbox.stop_at_exit = false\n"
     try:
         yield machine
     finally:
-        machine.settings = ""
-        with machine.running():
-            pass
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 60), machine.running():
+            async with machine.client() as client:
+                for sandbox in (await client.sandbox_list()).sandboxes:
+                    await client.sandbox_remove(sandbox.id, force=True)
 
 
 @pytest.mark.parametrize("end", ["killed", "asked to end"])
 async def test_sandboxes_go_on_with_their_limits_and_files_and_lost_sessions_end(machine: Machine, end: str) -> None:
-    with leaving_sandboxes(machine):
+    async with leaving_sandboxes(machine):
         with machine.running():
             async with machine.client() as client:
                 await machine.ready(client, "box", labels={"a": "b"}, memory_mib=48)
@@ -63,8 +65,32 @@ async def test_sandboxes_go_on_with_their_limits_and_files_and_lost_sessions_end
         assert machine.leftovers() == []
 
 
+async def test_an_initial_command_goes_on_when_the_agent_is_killed_and_its_output_is_complete(machine: Machine) -> None:
+    script = "i=0; while [ $i -lt 200 ]; do echo $i; i=$((i+1)); [ $i -ne 100 ] || until [ -e /go ]; do :; done; done"
+    async with leaving_sandboxes(machine):
+        with machine.running():
+            async with machine.client() as client:
+                await machine.ready(client, "box", cmd=["sh", "-c", f"{script}; exit 7"])
+                log = trio.Path(machine.data_dir, "records", "box.log")
+                with trio.fail_after(20):
+                    while not await log.exists():  # noqa: ASYNC110  as in `until`
+                        await trio.sleep(0.01)
+                machine.process.kill()
+        with machine.running():
+            async with machine.client() as client:
+                assert (await client.sandbox_inspect("box")).state == "running", machine.log
+                async with client.sandbox_exec("box", ["touch", "/go"]) as session:
+                    await session.wait()
+                await machine.until(client, "box", "ready")
+                assert (await client.sandbox_inspect("box")).last_exit_code == 7
+                with trio.fail_after(20):
+                    while len(await log.read_bytes()) < 690:  # noqa: ASYNC110  it is written beside the end
+                        await trio.sleep(0.01)
+                assert await log.read_text() == "".join(f"{number}\n" for number in range(200))
+
+
 async def test_a_sandbox_that_ended_while_no_agent_ran_has_failed_with_the_reason(machine: Machine) -> None:
-    with leaving_sandboxes(machine):
+    async with leaving_sandboxes(machine):
         with machine.running():
             async with machine.client() as client:
                 await machine.ready(client, "box")
@@ -82,7 +108,7 @@ async def test_a_sandbox_that_ended_while_no_agent_ran_has_failed_with_the_reaso
 
 async def test_many_sandboxes_are_adopted_and_each_runs_what_it_is_given(machine: Machine) -> None:
     names = [f"box{number}" for number in range(12)]
-    with leaving_sandboxes(machine):
+    async with leaving_sandboxes(machine):
         with machine.running():
             async with machine.client() as client:
                 for name in names:

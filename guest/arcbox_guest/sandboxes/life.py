@@ -374,7 +374,7 @@ class Life:
     def _run_initial_command(self, nursery: trio.Nursery) -> None:
         if self.sandbox.spec.cmd:
             command = ExecSpec(argv=self.sandbox.spec.cmd)
-            nursery.start_soon(self.executions.run_initial_command, command, self.admit(states.READY))
+            nursery.start_soon(self.executions.run_initial_command, command, self.admit(states.READY_OR_RUNNING))
 
     async def _until_init_ends(self) -> None:
         reason = await self._init_ended()

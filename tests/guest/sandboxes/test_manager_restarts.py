@@ -50,6 +50,19 @@ async def test_what_runs_is_adopted(autojump_clock: MockClock, agent: FakeAgent)
     assert agent.driver.sandboxes == {}
 
 
+async def test_an_initial_command_goes_on_and_its_end_is_known(autojump_clock: MockClock, agent: FakeAgent) -> None:
+    await agent.create(Spec(id="db", cmd=("sleep", "1000")))
+    await agent.kill()
+    (process,) = agent.driver.sandboxes["db"].processes
+    process.write(b"while no agent ran\n")
+    process.exit(5)
+    agent.start()
+    await wait_all_tasks_blocked()
+    assert (agent.state("db"), agent.manager.get("db").last_exit_code) == ("ready", 5)
+    assert agent.output("db") == b"while no agent ran\n"
+    assert agent.witness.of("db") == ["created", "ready", "running", "idle"]
+
+
 async def test_what_ran_for_a_peer_is_killed_and_the_sandbox_is_ready_again(
     autojump_clock: MockClock, agent: FakeAgent
 ) -> None:
