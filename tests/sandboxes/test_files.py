@@ -3,23 +3,42 @@
 from __future__ import annotations
 
 import os
-from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
 import trio.lowlevel
+from attrs import define, field
 
 from arcbox_client import ConnectionLostError, NotFoundError, PreconditionFailedError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
     from pathlib import Path
 
     from arcbox_client import AgentClient, FileChange
     from tests.sandboxes.conftest import Machine
 
 LARGE = os.urandom(1 << 20) * 20 + b"the rest"
+
+
+@define(eq=False)
+class Endless:
+    """Data of which there is always more."""
+
+    begun: trio.Event = field(init=False, factory=trio.Event)
+    """Set when some of it was sent."""
+
+    _pieces: int = field(init=False, default=0)
+
+    def __aiter__(self) -> Endless:
+        return self
+
+    async def __anext__(self) -> bytes:
+        await trio.lowlevel.checkpoint()
+        self._pieces += 1
+        if self._pieces > 1:
+            self.begun.set()
+        return bytes(1 << 16)
 
 
 def contents(directory: Path) -> dict[str, str]:
@@ -48,9 +67,12 @@ async def test_what_is_written_is_there_for_processes_and_to_be_read(client: Age
 
 async def test_a_watch_tells_what_processes_do_and_ends_with_the_sandbox(client: AgentClient) -> None:
     async with client.sandbox("box", vcpus=1, memory_mib=64) as box, box.files.watch("/home", recursive=True) as watch:
-        await box.run(["sh", "-c", "cd /home; mkdir -p a/b; echo > a/b/c; mv a z"])
+        await box.run(["sh", "-c", "cd /home; mkdir -p a/b; echo > a/b/c"])
         seen: list[FileChange] = []
-        while not seen or seen[-1].kind != "renamed":
+        while not seen or seen[-1].path != "/home/a/b/c":
+            seen.append(await anext(watch))
+        await box.run(["mv", "/home/a", "/home/z"])
+        while seen[-1].kind != "renamed":
             seen.append(await anext(watch))
         assert {change.path for change in seen if change.kind == "created"} == {"/home/a", "/home/a/b", "/home/a/b/c"}
         assert (seen[-1].path, seen[-1].renamed_to) == ("/home/a", "/home/z")
@@ -60,24 +82,17 @@ async def test_a_watch_tells_what_processes_do_and_ends_with_the_sandbox(client:
 
 async def test_an_agent_that_is_killed_leaves_the_old_file_and_nothing_else(machine: Machine, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("old")
-    begun = trio.Event()
-
-    async def endless() -> AsyncGenerator[bytes, None]:
-        while True:
-            yield bytes(1 << 16)
-            begun.set()
-            await trio.lowlevel.checkpoint()
+    data = Endless()
 
     async def write(client: AgentClient) -> None:
         with pytest.raises(ConnectionLostError):
-            async with aclosing(endless()) as data:
-                await client.file_write("box", "/mnt/file", data)
+            await client.file_write("box", "/mnt/file", data)
 
     with machine.running():
         async with machine.client() as client, trio.open_nursery() as nursery:
             await machine.ready(client, mounts=[(str(tmp_path), "/mnt")])
             nursery.start_soon(write, client)
-            await begun.wait()
+            await data.begun.wait()
             machine.process.kill()
     assert contents(tmp_path) == {"file": "old"}
     with machine.running():
