@@ -78,15 +78,12 @@ class Connection:
             self._transport.close()
 
     async def _serve(self) -> None:
-        async with trio.open_nursery() as connection:
-            async with trio.open_nursery() as work:
-                await Dispatcher(
-                    self._registry, self._context, self._limits, self._reader, FrameWriter(self._transport), work
-                ).run()
-                if self._reader.complaint is not None:
-                    work.cancel_scope.cancel()
-                elif work.child_tasks:
-                    connection.start_soon(self._reader.wait_peer_gone)
-            connection.cancel_scope.cancel()
+        async with trio.open_nursery() as work:
+            writer = FrameWriter(self._transport)
+            dispatcher = Dispatcher(self._registry, self._context, self._limits, self._reader, writer, work)
+            await dispatcher.run()
+            if self._reader.complaint is None:
+                await dispatcher.wait_idle()
+            work.cancel_scope.cancel()
         if self._reader.complaint is not None:
             await send_away(self._transport, self._reader.complaint)

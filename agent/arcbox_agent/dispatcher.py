@@ -58,6 +58,11 @@ class Dispatcher:
     _overtakable: set[str] = field(init=False, factory=set)
     """The trace ids of the slow commands that run beside the others."""
 
+    _running: int = field(init=False, default=0)
+    """Tasks in the nursery."""
+
+    _idle: trio.Event | None = field(init=False, default=None)
+
     def __attrs_post_init__(self) -> None:
         self._streams = Streams(self._writer, self._limits.max_streams)
         self._slow = trio.Semaphore(self._limits.max_concurrent_requests)
@@ -72,6 +77,22 @@ class Dispatcher:
         with suppress(trio.EndOfChannel):
             while True:
                 await self._answer(await self._reader.next_batch())
+
+    async def wait_idle(self) -> None:
+        """Wait for the streams and slow commands that run, after `run`: the peer may still want their replies.
+
+        Raises:
+            trio.BrokenResourceError: in a group: the peer is gone.
+        """
+        if self._running:
+            self._idle = trio.Event()
+            async with self._reader.reading_ahead():
+                await self._idle.wait()
+
+    def _one_ended(self) -> None:
+        self._running -= 1
+        if self._idle is not None and not self._running:
+            self._idle.set()
 
     async def _answer(self, batch: list[Frame]) -> None:
         """Answer frames in order; the replies to quick requests are joined into one write."""
@@ -134,6 +155,7 @@ class Dispatcher:
             async with self._reader.reading_ahead():
                 await self._slow.acquire()
         self._overtakable.add(frame.trace_id)
+        self._running += 1
         self._nursery.start_soon(self._run_beside, command, route, frame, started)
 
     async def _run_beside(self, command: UnaryCommand[Any], route: Route, frame: Frame, started: float) -> None:
@@ -142,6 +164,7 @@ class Dispatcher:
         finally:
             self._overtakable.discard(frame.trace_id)
             self._slow.release()
+            self._one_ended()
 
     async def _carry_out(self, command: UnaryCommand[Any]) -> Reply | Exception | None:
         try:
@@ -175,6 +198,7 @@ class Dispatcher:
             self._streams.note_refused(frame.trace_id)
             await self._writer.write(_error_frame(frame, error))
             return
+        self._running += 1
         self._nursery.start_soon(self._run_stream, command(request), frame, stream)
         if command.observes:
             async with self._reader.reading_ahead():
@@ -194,6 +218,7 @@ class Dispatcher:
         finally:
             stream.started()  # the dispatcher may still wait for that
             self._streams.close(stream)
+            self._one_ended()
 
     async def _answer_unroutable(self, frame: Frame) -> None:
         """Give input to its stream; anything else that has no route is an error."""

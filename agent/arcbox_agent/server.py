@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
 import signal
 from contextlib import ExitStack, closing, suppress
@@ -42,6 +43,9 @@ log = logging.getLogger(__name__)
 
 _SENT_AWAY_AT_A_TIME = 64
 """Refused peers that get a second to read why, at the same time; the connections of more are closed at once."""
+
+_ACCEPTS_IN_A_ROW = 16
+"""Connections accepted without waiting before those that are there get their turn."""
 
 _SANDBOX_GRACE = 1.0
 """Seconds that sandboxes get at least to stop by themselves, if the requests took all of `shutdown_grace`."""
@@ -203,10 +207,11 @@ class Server:
 
     async def _accept_from(self, listener: SocketListener, connections: trio.Nursery) -> None:
         guard = guarded(listener, self._settings.vsock.allowed_cids)
-        while True:
+        for number in itertools.count(1):
             connected, peer = await guard.accept()
             self._admit(connected, peer, connections)
-            await trio.lowlevel.checkpoint()
+            if number % _ACCEPTS_IN_A_ROW == 0:
+                await trio.lowlevel.checkpoint()
 
     def _note_listening(self, *addresses: Address) -> None:
         """Tell what is listened on. The agent is ready with the first address: others may have to be waited for."""

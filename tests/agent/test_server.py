@@ -143,6 +143,7 @@ async def running(server: Server, *, ready: bool = True) -> AsyncIterator[Runnin
         nursery.start_soon(agent.run)
         if ready:
             await server.ready.wait()
+            await wait_all_tasks_blocked()  # it is ready with the first address
         try:
             yield agent
         finally:
