@@ -254,6 +254,7 @@ async def test_what_ends_after_its_agent_did_is_no_news(autojump_clock: MockCloc
         await agent.kill()
         agent.start()
         assert await process.wait() == 137
+        await wait_all_tasks_blocked()
     assert agent.witness.of("web") == ["created", "ready", "running", "idle"]  # as the next agent has it
 
 
