@@ -59,10 +59,15 @@ class Guest:
                     await trio.sleep(0.1)  # nobody listens yet: nothing tells when somebody does
 
     async def ctl(self, *arguments: str) -> str:
-        """What `arcboxctl` prints, which must succeed."""
+        """What `arcboxctl` prints, which must succeed: once the agent is ready for it, and says 503 no more."""
         command = [sys.executable, "-m", "arcbox_client.cli", "--connect", self.vm.address, "--timeout", "600"]
         with trio.fail_after(_PATIENCE):
-            done = await trio.run_process([*command, *arguments], capture_stdout=True, capture_stderr=True, check=False)
+            while True:
+                done = await trio.run_process(
+                    [*command, *arguments], capture_stdout=True, capture_stderr=True, check=False
+                )
+                if b"(503)" not in done.stderr:
+                    break
         assert done.returncode == 0, (arguments, done.returncode, done.stdout, done.stderr)
         return done.stdout.decode()
 

@@ -184,7 +184,7 @@ def _listening(path: Path) -> socket.socket:
 async def _serve_files(path: Path, shared: Path) -> trio.Process:
     """A virtiofs server for one directory, once it listens."""
     path.unlink(missing_ok=True)
-    command = [_VIRTIOFSD, f"--socket-path={path}", "-o", f"source={shared}", "-o", "cache=none"]
+    command = [_VIRTIOFSD, f"--socket-path={path}", "-o", f"source={shared}", "-o", "cache=auto"]
     process = await _open(command, path.with_suffix(".log"))
     while not path.exists():
         if process.poll() is not None:
