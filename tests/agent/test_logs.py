@@ -255,7 +255,7 @@ async def test_the_life_of_a_sandbox_is_not_logged_as_a_request_s() -> None:
             await manager.create(Spec(id="web", network=NetworkMode.NONE))
             await wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
-    assert seen == [{}]
+    assert seen == [{"sandbox": "web"}]
 
 
 def test_huge_values_are_cut_and_say_how_long_they_were(records: Records) -> None:
