@@ -35,7 +35,7 @@ _DOCKERD_STOPS: Final = 20.0
 _POLL: Final = 0.1
 """Seconds between two looks of one who waits for the runtime."""
 
-_PATIENCE: Final = 0.03
+_PATIENCE: Final = 0.015
 """Seconds that one who asks waits for new answers of the daemons; after that the last ones stand."""
 
 
@@ -186,7 +186,7 @@ class ContainerRuntime:
     async def state(self) -> RuntimeState:
         """What the runtime is doing. Takes less than 0.05 s."""
         containerd_answer, docker_answer = self._containerd_probe.ask(), self._docker_probe.ask()
-        with trio.move_on_after(_PATIENCE):
+        with trio.move_on_after(0 if self._starting else _PATIENCE):
             await containerd_answer.wait()
             await docker_answer.wait()
         containerd = ServiceState.of(self.containerd, self._containerd_probe.last)
