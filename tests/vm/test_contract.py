@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +23,7 @@ TOO_SLOW: Final = (
 """Parts of names of tests that take minutes on an emulated processor. They run outside, on cgroup v1 and hybrid."""
 
 
+@pytest.mark.skipif("ARCBOX_TEST_VM_CONTRACT" not in os.environ, reason="takes many minutes: ARCBOX_TEST_VM_CONTRACT=1")
 @pytest.mark.skipif(
     sys.version_info[:2] != (3, 11), reason="the guest's Python, a Debian's 3.11, takes no other's packages"
 )
