@@ -9,7 +9,7 @@ import trio
 from attrs import evolve, frozen
 
 from arcbox_client._requests import Requests, arguments
-from arcbox_client.errors import NotFoundError, SandboxFailedError, TimedOutError
+from arcbox_client.errors import AgentError, NotFoundError, SandboxFailedError, TimedOutError
 from arcbox_client.streams import KILLED, ExecSession, KillReason, MessageStream, RunSession
 from arcbox_protocol import MessageType, arcbox_sandbox_v1, sandbox_v1
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from arcbox_protocol import Buffer
 
 _USABLE = frozenset({"ready", "running"})
+
+_REASON_WITHIN = 5.0
+"""Seconds for finding out why a process was killed."""
 
 _IDLE_ACTIONS: Final = {"kill": arcbox_sandbox_v1.IDLE_ACTION_KILL, "pause": arcbox_sandbox_v1.IDLE_ACTION_PAUSE}
 _PROTOCOLS: Final = {"tcp": sandbox_v1.PORT_PROTOCOL_TCP, "udp": sandbox_v1.PORT_PROTOCOL_UDP}
@@ -187,16 +190,20 @@ class SandboxRequests(Requests):
         """Why the last process of a sandbox, which has just ended by SIGKILL, was killed; None where nobody knows.
 
         Asks only after the fact: of a sandbox that is gone already it says "removed", even where its time was up.
+        Raises nothing, and takes at most 5 s: what is known of the process already is worth more.
         """
-        try:
-            async with self.sandbox_events(id, action="removed") as events:
-                info = await self.sandbox_inspect(id)
-                if info.state == "stopping":
-                    with trio.move_on_after(self._timeout):
-                        return _kill_reason((await anext(events)).attributes["reason"])
-                return _kill_reason(info.error.partition(":")[0])
-        except NotFoundError:
-            return "removed"
+        with trio.move_on_after(_REASON_WITHIN):
+            try:
+                async with self.sandbox_events(id, action="removed") as events:
+                    info = await self.sandbox_inspect(id)
+                    if info.state != "stopping":
+                        return _kill_reason(info.error.partition(":")[0])
+                    return _kill_reason((await anext(events)).attributes["reason"])
+            except NotFoundError:
+                return "removed"
+            except AgentError:
+                return None
+        return None
 
     @asynccontextmanager
     async def sandbox_run(

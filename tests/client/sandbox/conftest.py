@@ -130,6 +130,8 @@ class Guest:
     async def _serve(self, agent: FakeAgent) -> None:
         with suppress(trio.EndOfChannel, trio.BrokenResourceError, trio.ClosedResourceError):
             request = await agent.receive()
+            if request.type != MessageType.SandboxExecRequest:  # why it was killed: this agent does not know
+                return
             self._agent, self._request = agent, request
             self.start = sandbox_v1.ExecRequest.FromString(request.payload)
             self.started.set()
@@ -151,6 +153,10 @@ class Guest:
 
     async def got(self, stdin: bytes) -> None:
         while not self.stdin.endswith(stdin):
+            await self._news.park()
+
+    async def got_the_end_of_stdin(self) -> None:
+        while not self.stdin_ended:
             await self._news.park()
 
     async def resized(self, columns: int, rows: int) -> None:

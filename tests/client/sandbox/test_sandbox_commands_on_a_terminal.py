@@ -189,7 +189,7 @@ async def test_a_terminal_without_input_leaves_this_one_alone(cli: Cli, guest: G
         assert terminal.modes == before
         assert guest.start is not None
         assert guest.start.tty
-        assert guest.stdin_ended
+        await guest.got_the_end_of_stdin()
         terminal.resize(50, 10)
         await guest.resized(50, 10)
         await guest.exit(2)

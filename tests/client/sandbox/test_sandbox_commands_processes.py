@@ -65,6 +65,19 @@ async def test_run_in_json_is_a_line_for_each_piece_and_one_for_the_end(cli: Cli
     assert end == {"stream": "exit", "exit_code": 137}
 
 
+async def test_why_a_process_was_killed_is_said_on_stderr(cli: Cli) -> None:
+    cli.serve(
+        {
+            T.SandboxRunRequest: lambda _: [ended(137)],
+            T.SandboxEventsRequest: lambda _: [],
+            T.SandboxInspectRequest: lambda _: sandbox_v1.SandboxInfo(
+                state="ready", error="oom: the limit was reached"
+            ),
+        }
+    )
+    assert await cli.sandbox("run", "box", "x") == (137, b"", b"arcboxctl: killed: out of memory (oom)\n")
+
+
 async def test_a_process_that_can_not_be_started_is_one_line(cli: Cli) -> None:
     cli.serve({T.SandboxRunRequest: lambda _: ErrorReply(404, "there is no sandbox 'box'")})
     result = await cli.sandbox("run", "box", "x")
