@@ -192,18 +192,21 @@ class SandboxRequests(Requests):
         Asks only after the fact: of a sandbox that is gone already it says "removed", even where its time was up.
         Raises nothing, and takes at most 5 s: what is known of the process already is worth more.
         """
-        with trio.move_on_after(_REASON_WITHIN):
-            try:
-                async with self.sandbox_events(id, action="removed") as events:
-                    info = await self.sandbox_inspect(id)
-                    if info.state != "stopping":
-                        return _kill_reason(info.error.partition(":")[0])
-                    return _kill_reason((await anext(events)).attributes["reason"])
-            except NotFoundError:
-                return "removed"
-            except AgentError:
-                return None
+        try:
+            with trio.move_on_after(_REASON_WITHIN):
+                return await self._ask_for_reason(id)
+        except NotFoundError:
+            return "removed"
+        except AgentError:
+            pass
         return None
+
+    async def _ask_for_reason(self, id: str) -> KillReason | None:
+        async with self.sandbox_events(id, action="removed") as events:
+            info = await self.sandbox_inspect(id)
+            if info.state != "stopping":
+                return _kill_reason(info.error.partition(":")[0])
+            return _kill_reason((await anext(events)).attributes["reason"])
 
     @asynccontextmanager
     async def sandbox_run(

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
 
-from arcbox_client import FileChange, NotFoundError, PreconditionFailedError
+from arcbox_client import Exited, FileChange, NotFoundError, PreconditionFailedError, connect
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from arcbox_client import AgentClient
+    from arcbox_client._agent_process import RunningAgent
     from tests.sandboxes.conftest import Machine
 
 
@@ -44,3 +49,33 @@ async def test_what_was_killed_says_why(machine: Machine, client: AgentClient) -
         await client.sandbox_remove("box", force=True)
         assert await session.wait() == 137
     assert await client.kill_reason("box") == "removed"
+
+
+def let(address: Path, lead_to: RunningAgent) -> None:
+    """Have the address of an agent's socket lead to another agent's."""
+    address.unlink(missing_ok=True)
+    address.symlink_to(lead_to.address.removeprefix("unix:"))
+
+
+async def test_an_execution_goes_on_while_the_agent_is_killed_and_started_again(machine: Machine) -> None:
+    address = machine.directory / "agent.sock"
+    with machine.running() as first:
+        let(address, first)
+        async with connect(f"unix:{address}") as client:
+            await machine.ready(client, "box")
+            execution = await client.sandbox_handle("box").start(["sh", "-c", "echo up; cat; exit 5"], stdin=True)
+            async with execution.attach() as output:
+                assert (await anext(output)).data == b"up\n"
+                assert first.pid is not None
+                os.kill(first.pid, signal.SIGKILL)
+                with machine.running() as second:
+                    let(address, second)
+                    await execution.write_stdin(b"after")
+                    await execution.close_stdin()
+                    assert b"".join([piece.data async for piece in output]) == b"after"
+                    assert output.exited == Exited(5, 0, "")
+                    done = await execution.collect()
+                    assert (done.exit_code, done.stdout) == (5, b"up\nafter")
+                    async with machine.client() as again:
+                        await again.sandbox_remove("box", force=True)
+    assert machine.leftovers() == []
