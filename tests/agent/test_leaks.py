@@ -299,5 +299,6 @@ async def test_no_task_outlives_its_connection(tmp_path: Path) -> None:
                 for stream in streams:
                     await stream.aclose()
                 await wait_all_tasks_blocked()
-            assert trio.lowlevel.current_statistics().tasks_living == before
+            # Tasks of services that were starting may have ended as well.
+            assert trio.lowlevel.current_statistics().tasks_living <= before
             nursery.cancel_scope.cancel()
