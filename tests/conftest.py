@@ -8,11 +8,13 @@ from hypothesis import settings
 
 
 def pytest_configure() -> None:
-    """Take SIGINT back where it is ignored, as in what a script runs in the background: child processes inherit that.
+    """Take SIGINT and SIGQUIT back where they are ignored, as in what a script runs in the background.
 
-    Tests press Ctrl-C on such children, and would wait for ever for those that never notice.
+    Child processes inherit that, and tests that press Ctrl-C on such children would wait for ever.
     """
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGQUIT) == signal.SIG_IGN:
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     settings.register_profile("arcbox", deadline=None)  # a busy machine is no fault
     settings.load_profile("arcbox")

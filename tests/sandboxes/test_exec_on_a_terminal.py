@@ -111,7 +111,7 @@ async def test_an_agent_that_dies_is_told_in_one_line_on_a_terminal_that_works_a
     async with attached(machine, client, "sh", "-c", "echo up; sleep 1000") as terminal:
         await terminal.until_shown(b"up\r\n")
         machine.process.kill()
-        assert await terminal.exit_code() == 4
+        assert await terminal.exit_code() == 125
         assert not terminal.is_raw
         await terminal.until_shown(b"\r\n", after=b"arcboxctl: ")
         assert terminal.shown.count(b"\r\n") == 2

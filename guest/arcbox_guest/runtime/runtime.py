@@ -81,7 +81,8 @@ class ServiceState:
         """The state of a daemon whose socket shows this."""
         if daemon.has_just_ended:
             liveness = Liveness.ABSENT
-        absent, hung = liveness is Liveness.ABSENT, liveness is Liveness.HUNG
+        ended = daemon.wanted and not daemon.is_alive()  # before a probe has noticed
+        absent, hung = ended or liveness is Liveness.ABSENT, not ended and liveness is Liveness.HUNG
         if absent:
             failed = daemon.status in (DaemonStatus.FAILED, DaemonStatus.READY)  # the latter: until its end is noted
             detail = daemon.detail or ("is not there any more" if failed else f"is {daemon.status.value}")

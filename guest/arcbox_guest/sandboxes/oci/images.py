@@ -119,7 +119,7 @@ class Images:
             await self._namespace.run_abandonable(_mount, os.dup(file), name, image.path, mounts, limiter=self._limiter)
         except BaseException:
             with trio.CancelScope(shield=True):
-                await self._namespace.run(mounts.unmount)
+                await self._namespace.run(_give_up, image.path, mounts)
             raise
         image.mounts = mounts
 
@@ -141,7 +141,12 @@ def _mount(found: int, name: str, path: Path, mounts: MountStack) -> None:
             _mount_file(file, name, path)
     finally:
         os.close(found)
-    mounts.push(path)
+    try:
+        mounts.push(path)
+    except GuestError:  # it is unmounted again
+        with suppress(OSError):
+            path.rmdir()
+        raise
 
 
 @contextmanager
@@ -160,9 +165,17 @@ def _mount_file(file: int, name: str, path: Path) -> None:
         with _loop_device(file) as device:
             linux.mount(device, str(path), kind, flags, _OPTIONS.get(kind, ""))
     except (OSError, GuestError) as error:
-        path.rmdir()
+        with suppress(OSError):  # whoever asked may have given up, and have removed it
+            path.rmdir()
         why = error.strerror if isinstance(error, OSError) else error
         raise GuestError(f"the {kind} image {name} can't be mounted: {why}") from error
+
+
+def _give_up(path: Path, mounts: MountStack) -> None:
+    """Leave nothing of a mount, which may still be under way: then its own thread does the same once it is there."""
+    mounts.unmount()
+    with suppress(OSError):
+        path.rmdir()
 
 
 def _unmount(path: Path, mounts: MountStack) -> None:
