@@ -145,11 +145,12 @@ async def show_execution(
 
 async def tell_why_killed(client: AgentClient, sandbox_id: str, exit_code: int) -> None:
     """Say on stderr why a process was killed, if it was and the agent knows. Its exit code counts in any case."""
-    reason = None
+    if exit_code != KILLED:
+        return
     with trio.move_on_after(_REASON_PATIENCE), suppress(AgentError):
-        reason = await client.kill_reason(sandbox_id) if exit_code == KILLED else None
-    if reason:
-        click.echo(f"arcboxctl: killed: {_KILL_REASONS[reason]}", err=True)
+        reason = await client.kill_reason(sandbox_id)
+        if reason:
+            click.echo(f"arcboxctl: killed: {_KILL_REASONS[reason]}", err=True)
 
 
 async def copy_stdin(session: ExecSession) -> None:

@@ -282,7 +282,7 @@ class DetachedSession:
             if _start_time(pid) == started:
                 self._conmon = watch
             else:
-                watch.close()
+                watch.discard()  # in a thread, and nobody can be waiting
 
     def _argv(self) -> list[str]:
         runtime_options = ["--console-socket=console"] if self.terminal else []
@@ -365,7 +365,7 @@ def _signal(pid: int, number: int, group: ProcessGroup) -> None:
             if pid in group.inside():  # else another process has got the number
                 watch.signal(number)
         finally:
-            watch.close()
+            watch.discard()
 
 
 def _start_time(pid: int) -> int:

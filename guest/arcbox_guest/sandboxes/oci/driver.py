@@ -464,9 +464,10 @@ def _open_init(facts: Mapping[str, str], groups: SandboxCgroups) -> PidFd:
     init = int(facts["init"])
     with suppress(OSError):
         watch = PidFd.open(init)
-        if start_time(init) == int(facts["started"]) and groups.has(init):
-            return watch
-        watch.close()
+        with suppress(OSError):
+            if start_time(init) == int(facts["started"]) and groups.has(init):
+                return watch
+        watch.discard()
     raise UnavailableError("its init had ended")
 
 
