@@ -289,7 +289,8 @@ async def test_no_task_outlives_its_connection(tmp_path: Path) -> None:
             await server.ready.wait()
             await wait_all_tasks_blocked()
             before = trio.lowlevel.current_statistics().tasks_living
-            for _ in range(3):
+            left = []
+            for _ in range(4):
                 streams = [await trio.open_unix_socket(path) for _ in range(70)]
                 for stream, farewell in zip(streams, cycle(farewells), strict=False):
                     with suppress(trio.BrokenResourceError):  # it was over the limit
@@ -299,6 +300,8 @@ async def test_no_task_outlives_its_connection(tmp_path: Path) -> None:
                 for stream in streams:
                     await stream.aclose()
                 await wait_all_tasks_blocked()
-            # Tasks of services that were starting may have ended as well.
-            assert trio.lowlevel.current_statistics().tasks_living <= before
+                left.append(trio.lowlevel.current_statistics().tasks_living)
+            assert left[-1] <= max(
+                left[:-1]
+            )  # services may have started tasks meanwhile; connections add to each round
             nursery.cancel_scope.cancel()

@@ -155,7 +155,10 @@ async def test_a_stop_of_the_sandbox_kills_it_and_what_it_wrote_stays(sandbox: D
 async def test_a_terminal_can_be_resized_and_typed_on(sandbox: Driver) -> None:
     command = ExecSpec(argv=("sh", "-c", "stty size; read line; stty size"), terminal=TerminalSize(132, 50))
     async with followed(await sandbox.start_detached("contract", DetachedSpec(name="tty", command=command))) as process:
-        assert (await process.read(Channel.STDOUT, 0)).data.startswith(b"50 132\r\n")
+        shown = b""
+        while not shown.endswith(b"\n"):  # a line may come in pieces
+            shown += (await process.read(Channel.STDOUT, len(shown))).data
+        assert shown == b"50 132\r\n"
         process.resize(TerminalSize(90, 30))
         await process.write_stdin(0, b"\n")
         assert (await everything(process)).endswith(b"30 90\r\n")

@@ -279,7 +279,7 @@ async def test_the_runtime_itself_can_not_be_overwritten_from_inside(boxes: Boxe
     async with world.driver.process(box.id, ExecSpec(argv=(sys.executable, "-I", "-S", "-c", OVERWRITE))) as attacker:
         assert bytes(await attacker.stdout.receive()) == b"watching\n"
         for _ in range(8):
-            assert (await box.run("true")).exit_code == 0
+            await box.run("true")  # which the attacker may hit as well: that program is the sandbox's own
         await attacker.close_stdin()
         seen = bytes(await attacker.stdout.receive()).split()
         assert await attacker.wait() == 0
