@@ -303,5 +303,5 @@ async def test_no_task_outlives_its_connection(tmp_path: Path) -> None:
                 left.append(trio.lowlevel.current_statistics().tasks_living)
             assert left[-1] <= max(
                 left[:-1]
-            )  # services may have started tasks meanwhile; connections add to each round
+            )  # services may start tasks as well, and not in each round
             nursery.cancel_scope.cancel()
