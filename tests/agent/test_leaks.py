@@ -301,7 +301,5 @@ async def test_no_task_outlives_its_connection(tmp_path: Path) -> None:
                     await stream.aclose()
                 await wait_all_tasks_blocked()
                 left.append(trio.lowlevel.current_statistics().tasks_living)
-            assert left[-1] <= max(
-                left[:-1]
-            )  # services may start tasks as well, and not in each round
+            assert left[-1] <= max(left[:-1])  # services may start tasks as well, and not in each round
             nursery.cancel_scope.cancel()
