@@ -217,7 +217,9 @@ def tell_one(runtime: str, happenings: Happenings) -> None:
         trio.run(tell, runtime, happenings, directory)
     finally:
         shutil.rmtree(directory)
-    assert os.listdir("/proc/self/fd") == before
+    # An agent that is killed takes its descriptors with it; here the next one lives in the same process.
+    if all(happening.name != "the agent is killed and started" for happening in happenings):
+        assert os.listdir("/proc/self/fd") == before
     assert psutil.Process().children() == []
     assert drivers_threads() <= threads
 
