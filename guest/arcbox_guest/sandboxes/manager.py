@@ -63,6 +63,9 @@ _CLOSING_PATIENCE: Final = 5.0
 _OPENING_PATIENCE: Final = 10.0
 """Seconds for which requests wait for `run` to have found out what a former agent left."""
 
+_SWEEPING_PATIENCE: Final = PATIENCE
+"""The same for a creation, which needs more of it: an emulated processor loads the network and the driver meanwhile."""
+
 _ADOPTING_PATIENCE: Final = 5.0
 """Seconds for which requests wait until what former agents left is adopted; a driver may hang."""
 
@@ -166,7 +169,7 @@ class SandboxManager:
         Raises:
             UnavailableError: it takes too long, or another agent has the data directory.
         """
-        await self._wait_for(self._loaded)
+        await self._wait_for(self._loaded, _OPENING_PATIENCE)
 
     async def create(self, spec: Spec) -> Sandbox:
         """Begin a sandbox, whose state is starting; events tell how it goes on. An empty id asks for a new one.
@@ -184,7 +187,7 @@ class SandboxManager:
                 f"{spec.id[:80]!r} is no sandbox id: 1 to 64 letters, digits, '_', '.' and '-', first a letter or digit"
             )
         spec = self._defaults.fill(spec)
-        await self._wait_for(self._swept)
+        await self._wait_for(self._swept, _SWEEPING_PATIENCE)
         self._check_new(spec.id)
         if spec.image:
             self._check_image(spec.image)
@@ -520,11 +523,11 @@ class SandboxManager:
         await self._remove_unused_layers()
         self._swept.settle()
 
-    async def _wait_for(self, opened: Outcome) -> None:
+    async def _wait_for(self, opened: Outcome, patience: float) -> None:
         if opened.settled:
             return
         self._check_ours()
-        with trio.move_on_after(_OPENING_PATIENCE):
+        with trio.move_on_after(patience):
             await opened.wait()
             return
         raise UnavailableError("sandboxes are not available: the agent is not ready for them yet, or its log says why")

@@ -181,7 +181,8 @@ def test_any_story_ends_with_everything_in_its_place(
     technique: str, image: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(life, "_BETWEEN_RECORDS", 0.01)  # or every rest would take a second,
-    monkeypatch.setattr(manager, "_OPENING_PATIENCE", 0.2)  # or ten, where the agent ended before it was asked
+    monkeypatch.setattr(manager, "_OPENING_PATIENCE", 0.2)  # or ten, where the agent ended before it was asked,
+    monkeypatch.setattr(manager, "_SWEEPING_PATIENCE", 0.2)  # or sixty
     kinds = [
         (6, specs(image).map(stories.creation)),
         (8, PROCESSES),
