@@ -56,7 +56,13 @@ def make_resident(descriptor: int, offset: int, length: int) -> bool:
     Raises:
         OSError: the file can't be mapped or read.
     """
-    mapping = _map(descriptor, offset, length)
+    try:
+        mapping = _map(descriptor, offset, length)
+    except OSError as error:
+        # FUSE with direct I/O maps nothing, and is read instead. So is sysfs, whose files are shorter than they say.
+        if error.errno != errno.ENODEV or not _read_ahead(descriptor, offset, length):
+            raise
+        return True
     if mapping is None:
         return False
     with mapping:

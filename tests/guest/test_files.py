@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from contextlib import closing
-from mmap import PAGESIZE
+from mmap import MAP_SHARED, PAGESIZE, PROT_READ, mmap
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -95,6 +95,34 @@ def test_a_file_of_proc_says_that_it_is_empty() -> None:
 
 def test_a_file_of_sys_can_not_be_mapped() -> None:
     assert refused("/sys/kernel/mm/transparent_hugepage/enabled") == errno.ENODEV
+
+
+@pytest.fixture
+def unmappable(tmp_path: Path) -> Iterator[Path]:
+    """A file, with `CONTENT` in hexadecimal, of a file system without mappings."""
+    if os.geteuid() != 0 or not Path("/dev/fuse").exists():
+        pytest.skip("needs /dev/fuse, and root")
+    directory = tmp_path / "direct"
+    directory.mkdir()
+    program = Path(__file__).with_name("direct_io_file_system.py")
+    command = [sys.executable, str(program), str(directory), CONTENT.hex()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:  # noqa: S603  ours
+        try:
+            assert server.stdout is not None
+            said = server.stdout.readline()
+            if said != "mounted\n":
+                pytest.skip(f"FUSE can't be mounted here: {said}")
+            yield directory / "file"
+        finally:
+            subprocess.run(["umount", "--lazy", directory], check=False)  # noqa: S603, S607  what is mounted above
+            server.kill()
+
+
+def test_a_file_that_can_not_be_mapped_is_read_all_the_same(unmappable: Path) -> None:
+    with unmappable.open("rb") as file, pytest.raises(OSError, match="No such device"):
+        mmap(file.fileno(), 1, MAP_SHARED, PROT_READ)
+    assert read(unmappable) == CONTENT.hex().encode()
+    assert read(unmappable, 5, 7) == CONTENT.hex().encode()[5:12]
 
 
 def test_a_sparse_file_is_zeros_where_it_has_holes(tmp_path: Path) -> None:
