@@ -35,6 +35,7 @@ from arcbox_guest.system import System
 
 if TYPE_CHECKING:
     from arcbox_agent.settings import Network, Runtime, Sandbox, Settings
+    from arcbox_guest.runtime.containers import ContainerWatch
     from arcbox_guest.sandboxes.driver import Driver
 
 _PORT_VARIABLE: Final = "ARCBOX_GUEST_DOCKER_VSOCK_PORT"
@@ -43,10 +44,10 @@ _PORT_PARAMETER: Final = "arcbox.guest_docker_vsock_port"
 
 def build_guest(settings: Settings) -> Guest:
     """The services of the machine that this process runs on."""
-    network = SandboxNetwork(_network_settings(settings.network)) if settings.network.enabled else None
+    runtime = _runtime(settings.runtime)
+    network = _network(settings.network, runtime.containers) if settings.network.enabled else None
     images = image_store(settings)
     sandboxes = _sandbox_manager(settings.sandbox, network, images)
-    runtime = _runtime(settings.runtime)
     kubernetes = Kubernetes(KubernetesConfig(args=settings.kubernetes.args), runtime)
     return Guest(
         clock=ClockFollower(SystemClock(), settings.clock.follow_host),
@@ -105,13 +106,14 @@ def docker_vsock_port() -> int:
     return 2375
 
 
-def _network_settings(settings: Network) -> NetworkSettings:
-    return NetworkSettings(
+def _network(settings: Network, containers: ContainerWatch) -> SandboxNetwork:
+    network_settings = NetworkSettings(
         bridge=settings.bridge,
         subnet=IPv4Network(settings.subnet),
         dns=settings.dns,
         dns_server=settings.dns_server,
     )
+    return SandboxNetwork(network_settings, containers)
 
 
 def _sandbox_manager(settings: Sandbox, network: SandboxNetwork | None, images: ImageStore) -> SandboxManager:

@@ -171,6 +171,7 @@ class Server:
             "sandboxes": guest.sandboxes.run,
             "ports of sandboxes": guest.ports.run,
             "container runtime": guest.runtime.run,
+            "containers": guest.runtime.containers.run,
             "Kubernetes": guest.kubernetes.run,
             "disk trim": partial(guest.disks.trim_periodically, settings.disk.trim_interval),
         }

@@ -290,7 +290,8 @@ class Network:
     )
     dns_server: bool = setting(
         True,
-        "Whether the bridge's address answers DNS queries: `ID.arcbox.local` by itself, other names by those servers.",
+        "Whether the bridge's address answers DNS queries: names below `arcbox.local` by itself, other names by those"
+        " servers.",
     )
 
 

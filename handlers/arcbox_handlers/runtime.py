@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Final
 import trio
 from attrs import asdict, frozen
 
-from arcbox_guest.runtime.port_bindings import PortBindingWatch
 from arcbox_guest.runtime.runtime import Phase
 from arcbox_handlers._command import StreamCommand, UnaryCommand
 from arcbox_protocol import MessageType, arcbox_v1
 
 if TYPE_CHECKING:
-    from arcbox_guest.runtime.port_bindings import Bindings
+    from arcbox_guest.runtime.containers import Bindings
     from arcbox_guest.runtime.runtime import RuntimeState, ServiceState
     from arcbox_handlers._command import Context, ReplyStream
 
@@ -109,7 +108,7 @@ class WatchPortBindings(StreamCommand[None]):
                 await stream.notify(MessageType.PortBindingsRemoved, removed)
 
         await stream.send_payload()
-        await PortBindingWatch(context.guest.runtime.config.docker_socket, tell).run()
+        await context.guest.runtime.containers.tell_bindings(tell)
 
 
 def _services(state: RuntimeState) -> list[arcbox_v1.ServiceStatus]:

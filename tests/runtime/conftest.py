@@ -11,7 +11,8 @@ import tarfile
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -24,7 +25,7 @@ from arcbox_guest.sandboxes.busybox import build
 from arcbox_protocol import arcbox_v1
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 NEEDED = ("containerd", "dockerd", "docker", "runc", "busybox")
 
@@ -60,20 +61,26 @@ class RuntimeHost:
 
     @contextmanager
     def agent(
-        self, name: str = "agent", *, command: Sequence[str] = COMMAND, **runtime: str | list[str]
+        self,
+        name: str = "agent",
+        *,
+        command: Sequence[str] = COMMAND,
+        others: Mapping[str, object] = MappingProxyType({}),
+        **runtime: Any,  # noqa: ANN401  values of settings
     ) -> Iterator[RunningAgent]:
         """An agent; its proxy listens on `NAME.sock`.
 
         Args:
             name: of the proxy.
             command: the agent's program.
+            others: settings outside of the section `runtime`, by their full keys.
             runtime: its own settings in the section `runtime`.
         """
         own = Path(tempfile.mkdtemp(prefix="agent-", dir=self.directory))
         settings = dict(line.split(" = ", 1) for line in SETTINGS.splitlines() if " = " in line)
         settings["proxy.docker.listen"] = json.dumps([f"unix:{self.directory}/{name}.sock"])
         changed = SETTINGS_OF_RUNTIME | {f"runtime.{key}": value for key, value in runtime.items()}
-        settings |= {key: json.dumps(value) for key, value in changed.items()}
+        settings |= {key: json.dumps(value) for key, value in (changed | {**others}).items()}
         text = "".join(f"{key} = {value}\n" for key, value in settings.items())
         with running_agent(own, settings=text.replace("$SHARED", str(self.directory)), command=command) as agent:
             yield agent

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -179,7 +179,10 @@ async def test_readiness_is_watched_as_a_stream(host: RuntimeHost, box: None) ->
 async def test_a_runtime_that_is_not_installed_is_named_and_can_be_asked_for_again(
     host: RuntimeHost, tmp_path: Path
 ) -> None:
-    sockets = {"docker_socket": f"{tmp_path}/docker.sock", "containerd_socket": f"{tmp_path}/containerd.sock"}
+    sockets: dict[str, Any] = {
+        "docker_socket": f"{tmp_path}/docker.sock",
+        "containerd_socket": f"{tmp_path}/containerd.sock",
+    }
     with host.agent("absent", **sockets, state_dir=f"{tmp_path}/state", binary_dirs=[str(tmp_path)]) as agent:
         kind = arcbox_v1.ReadinessEvent
         assert (await watch(agent.address, start=True))[-1] == kind.RUNTIME_FAILED

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -22,6 +24,12 @@ if TYPE_CHECKING:
 
 TAP: Final = "tap"
 NONE: Final = "none"
+
+CYCLES: Final = int(os.environ.get("ARCBOX_TEST_NETWORK_CYCLES", "10"))
+"""Of create and remove. From 100 on, the pool is proved to be full afterwards by emptying it."""
+
+HOSTS: Final = 61
+"""Addresses for sandboxes in a network of 26 bits."""
 
 APART = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$0" "$@"', *COMMAND)
 """An agent in a network namespace of its own."""
@@ -85,6 +93,88 @@ async def test_sandboxes_reach_the_gateway_each_other_and_by_name(
     assert (info.network.ip_address, info.network.gateway) == ("172.20.0.3", "172.20.0.1")
     assert info.network.tap_name in await links(agent)
     assert {box.id: box.ip_address for box in (await client.sandbox_list()).sandboxes}["alone"] == ""
+
+
+async def test_sandboxes_and_the_guest_reach_each_other_s_servers(
+    machine: Machine, agent: RunningAgent, client: AgentClient
+) -> None:
+    await machine.ready(client, "served", network=TAP)
+    await machine.ready(client, "client", network=TAP)
+    await machine.ready(client, "alone", network=NONE)
+    page = machine.directory / "www" / "page"
+    page.parent.mkdir()
+    page.write_text("from the guest\n")
+    assert (await run(client, "served", "mkdir /www; echo from a sandbox > /www/page; httpd -h /www"))[0] == 0
+    server = ("busybox", "httpd", "-f", "-p", "172.20.0.1:8000", "-h", str(page.parent))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(trio.run_process, ("nsenter", f"--net=/proc/{agent.pid}/ns/net", *server))
+        with trio.fail_after(20):  # httpd does not tell when it listens
+            while (fetched := await run(client, "client", "wget -q -O - http://172.20.0.1:8000/page"))[0]:
+                assert "refused" in fetched[1]
+        assert fetched == (0, "from the guest\n")
+        assert (await run(client, "client", "wget -q -O - http://172.20.0.2/page")) == (0, "from a sandbox\n")
+        assert await in_guest(agent, "busybox", "wget", "-q", "-O", "-", "http://172.20.0.2/page") == "from a sandbox\n"
+        code, output = await run(client, "alone", "wget -q -O - http://172.20.0.1:8000/page")
+        assert (code, "unreachable" in output) == (1, True)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def glibc_rootfs(machine: Machine) -> str:
+    """A root file system with Debian's dig and getent, and the libraries that they take."""
+    rootfs = machine.directory / "glibc"
+    shutil.copytree(machine.rootfs, rootfs, symlinks=True)
+    for name in ("dig", "getent"):
+        program = shutil.which(name)
+        if program is None:
+            pytest.skip("needs Debian's bind9-dnsutils")
+        libraries = subprocess.run(["ldd", program], check=True, capture_output=True, text=True).stdout  # noqa: S603, S607
+        (rootfs / "opt").mkdir(exist_ok=True)
+        shutil.copy(program, rootfs / "opt" / name)
+        for library in (word for word in libraries.split() if word.startswith("/")):
+            target = rootfs / library[1:]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(Path(library).resolve(), target)
+    return str(rootfs)
+
+
+async def test_dig_and_the_c_library_find_the_other_sandbox_by_name(
+    machine: Machine, client: AgentClient, glibc_rootfs: str
+) -> None:
+    await machine.ready(client, "one", network=TAP, rootfs=glibc_rootfs)
+    await machine.ready(client, "two", network=TAP, rootfs=glibc_rootfs)
+    for transport in ("+notcp", "+tcp"):
+        dig = f"/opt/dig {transport} +short two.arcbox.local A; /opt/dig {transport} +short +search two"
+        assert await run(client, "one", dig) == (0, "172.20.0.3\n172.20.0.3\n")
+    assert "status: NXDOMAIN" in (await run(client, "one", "/opt/dig nobody.arcbox.local"))[1]
+    no_data = (await run(client, "one", "/opt/dig two.arcbox.local AAAA"))[1]
+    assert "status: NOERROR" in no_data
+    assert "ANSWER: 0," in no_data
+    for name in ("two", "two.arcbox.local"):
+        code, found = await run(client, "one", f"/opt/getent ahostsv4 {name}")
+        assert (code, found.split()[:2]) == (0, ["172.20.0.3", "STREAM"])
+    assert await run(client, "one", "/opt/getent hosts nobody") == (2, "")
+
+
+async def test_cycles_of_create_and_remove_use_up_no_address_and_no_link(machine: Machine) -> None:
+    with machine.running(settings('network.subnet = "10.99.0.0/26"'), APART) as agent:
+        async with machine.client() as client:
+            for number in range(CYCLES):
+                await create_when_an_address_is_free(client, f"box-{number}")
+                await client.sandbox_remove(f"box-{number}", force=True)
+            assert await links(agent) == []
+            if CYCLES >= 100:
+                given = {await create_when_an_address_is_free(client, f"all-{number}") for number in range(HOSTS)}
+                assert len(given) == HOSTS
+
+
+async def create_when_an_address_is_free(client: AgentClient, sandbox_id: str) -> str:
+    """Create a sandbox; returns its address. Those of removed ones rest for half a minute."""
+    while True:
+        try:
+            return (await client.sandbox_create(sandbox_id, network=TAP, memory_mib=16, wait=True)).ip_address
+        except UnavailableError:
+            await trio.sleep(0.5)
 
 
 async def test_what_belongs_to_a_removed_sandbox_is_gone(

@@ -41,6 +41,9 @@ _TCP_IDLE: Final = 10.0
 _QUERIES: Final = 256
 """That are answered at a time; more over UDP are dropped, as by a queue that is full."""
 
+_ADDRESSES: Final = 16
+"""Of one name in an answer: so many fit into 512 bytes, which is all of UDP without EDNS (RFC 1035, 2.3.4)."""
+
 _TCP_CLIENTS: Final = 64
 _LARGEST_UDP: Final = 4096
 _LARGEST: Final = 65535
@@ -57,8 +60,8 @@ class DnsServer:
     network: IPv4Network
     """Of the sandboxes: no name out there has an address in it."""
 
-    lookup: Callable[[str], IPv4Address | None]
-    """The address of a name below the zone, which comes in lower case and without the zone."""
+    lookup: Callable[[str], Sequence[IPv4Address]]
+    """The addresses of a name below the zone, which comes in lower case and without the zone."""
 
     upstream: Callable[[], Sequence[str]]
     """The addresses of the servers that are asked for all other names, the preferred first."""
@@ -138,14 +141,14 @@ class DnsServer:
         answer = message.make_response(query, recursion_available=True)
         answer.flags |= flags.AA
         question = query.question[0]
-        address = self.lookup(name) if name else None
-        if address is not None and question.rdtype in (rdatatype.A, rdatatype.ANY):
-            answer.answer.append(rrset.from_text(question.name, _TTL, "IN", "A", str(address)))
+        addresses = self.lookup(name) if name else ()
+        if addresses and question.rdtype in (rdatatype.A, rdatatype.ANY):
+            answer.answer.append(rrset.from_text(question.name, _TTL, "IN", "A", *map(str, addresses[:_ADDRESSES])))
         else:
             # Without an SOA record, caches keep "no such name" for as long as they like (RFC 2308, 5).
             soa = f"ns.{ZONE}. hostmaster.{ZONE}. 1 3600 600 86400 {_TTL}"
             answer.authority.append(rrset.from_text(f"{ZONE}.", _TTL, "IN", "SOA", soa))
-            if name and address is None:
+            if name and not addresses:
                 answer.set_rcode(rcode.NXDOMAIN)
         return answer.to_wire()
 
@@ -206,10 +209,6 @@ def _limited(serve: Callable[[trio.SocketStream], Awaitable[None]]) -> Callable[
             limiter.release_on_behalf_of(stream)
 
     return admit
-
-
-def _load_codec() -> None:
-    pass
 
 
 def _refusal(query: Message, code: int) -> bytes:

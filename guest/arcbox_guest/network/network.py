@@ -20,9 +20,10 @@ from arcbox_guest.network.addresses import ZONE, AddressPool, gateway_of
 from arcbox_guest.network.packet_filter import PacketFilter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from arcbox_guest.network.addresses import Lease
+    from arcbox_guest.runtime.containers import ContainerWatch
 
 T = TypeVar("T")
 
@@ -56,6 +57,9 @@ class SandboxNetwork:
     """Addresses, links and rules. Nothing of it is made before the first sandbox wants it."""
 
     settings: NetworkSettings
+    _containers: ContainerWatch
+    """Whose names sandboxes may look for as well."""
+
     _pool: AddressPool = field(init=False)
     _filter: PacketFilter = field(init=False)
     _leases: dict[str, Lease] = field(init=False, factory=dict)
@@ -93,9 +97,10 @@ class SandboxNetwork:
         self._pool.claim(lease)
         self._leases[sandbox_id] = lease
 
-    def address_of(self, name: str) -> IPv4Address | None:
-        """The address of the sandbox with a name: its id, in lower case as names in DNS are."""
-        return next((lease.address for owner, lease in self._leases.items() if owner.lower() == name), None)
+    def addresses_of(self, name: str) -> Sequence[IPv4Address]:
+        """The address of the sandbox with a name, its id; else those of a container. In lower case, as names in DNS."""
+        found = [lease.address for owner, lease in self._leases.items() if owner.lower() == name]
+        return found or self._containers.addresses_of(name)
 
     async def connect(self, lease: Lease, namespace: int) -> None:
         """Connect a network namespace, given as a file descriptor, which gets the address of the lease.
@@ -147,11 +152,12 @@ class SandboxNetwork:
             await self._filter.restore()
 
     async def _serve_names(self) -> None:
+        self._containers.want()
         dns_server = await trio.to_thread.run_sync(import_module, "arcbox_guest.network.dns_server")
         server = dns_server.DnsServer(
             address=gateway_of(self.settings.subnet),
             network=self.settings.subnet,
-            lookup=self.address_of,
+            lookup=self.addresses_of,
             upstream=partial(upstream_servers, self.settings),
         )
         async with trio.open_nursery() as nursery:

@@ -14,6 +14,8 @@ from attrs import define, evolve, field, frozen
 from arcbox_guest.daemons import Daemon, DaemonSpec, DaemonStatus
 from arcbox_guest.errors import GuestError, NotSupportedError
 from arcbox_guest.runtime import prerequisites
+from arcbox_guest.runtime.containers import ContainerWatch
+from arcbox_guest.runtime.docker_api import DockerApi
 from arcbox_guest.runtime.probes import Liveness, Probe, ask_containerd, ask_docker
 from arcbox_guest.runtime.programs import CONTAINERD, DOCKERD, find_programs
 
@@ -142,6 +144,9 @@ class ContainerRuntime:
     volume: DataVolume
     containerd: Daemon = field(init=False)
     dockerd: Daemon = field(init=False)
+    containers: ContainerWatch = field(init=False)
+    """A service of its own."""
+
     _containerd_probe: Probe = field(init=False)
     _docker_probe: Probe = field(init=False)
     _limiter: trio.CapacityLimiter = field(init=False, factory=lambda: trio.CapacityLimiter(2))
@@ -158,6 +163,7 @@ class ContainerRuntime:
         self._docker_probe = Probe(self.config.docker_socket, ask_docker)
         self.containerd = Daemon(self._containerd_spec())
         self.dockerd = Daemon(self._dockerd_spec())
+        self.containers = ContainerWatch(DockerApi(self.config.docker_socket))
 
     async def run(self) -> None:
         """Supervise the daemons and start them when they are wanted, for ever. They go on when this is cancelled."""

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
 HOME = IPv4Address("127.0.0.1")
-SANDBOXES = {"web": IPv4Address("172.20.0.5"), "a.b_c-d": IPv4Address("172.20.0.6")}
+SANDBOXES = {
+    "web": [IPv4Address("172.20.0.5")],
+    "a.b_c-d": [IPv4Address("172.20.0.6")],
+    "many": [IPv4Address("172.17.0.1") + number for number in range(100)],
+}
 
 
 @define(eq=False)
@@ -106,7 +110,7 @@ async def resolver(script: Callable[[message.Message], list[bytes]]) -> AsyncIte
         server = DnsServer(
             address=HOME,
             network=IPv4Network("172.20.0.0/16"),
-            lookup=SANDBOXES.get,
+            lookup=lambda name: SANDBOXES.get(name, []),
             upstream=lambda: [str(HOME)],
             port=0,
             upstream_port=upstream.port,
@@ -129,6 +133,13 @@ async def test_a_sandbox_is_found_by_its_id(resolver: Resolver, name: str, addre
     assert addresses(answer) == [address]
     assert answer.flags & flags.AA
     assert resolver.upstream.asked == []
+
+
+async def test_an_answer_of_many_addresses_fits_into_a_datagram_without_extensions(resolver: Resolver) -> None:
+    query = message.make_query("many.arcbox.local", "A", use_edns=False)
+    answer = await resolver.exchange(query.to_wire())
+    assert len(answer) <= 512
+    assert len(addresses(message.from_wire(answer))) == 16
 
 
 @pytest.mark.parametrize("name", ["nobody.arcbox.local", "x.web.arcbox.local"])
