@@ -29,7 +29,7 @@ run: bytecode ## the agent in the foreground, clock and power off
 test: bytecode ## all tests: make test ARGS="-k frames"
 	@tools/debian-packages mkfs.ext4=e2fsprogs mkfs.btrfs=btrfs-progs losetup=mount $(SANDBOX_TOOLS) \
 		runc=runc mksquashfs=squashfs-tools mkfs.erofs=erofs-utils skopeo=skopeo umoci=umoci nft=nftables ip=iproute2 dig=bind9-dnsutils \
-		blkid=util-linux dockerd=docker.io containerd=containerd
+		blkid=util-linux dockerd=docker.io containerd=containerd iptables=iptables pgrep=procps
 	@$(BIN)/pytest --numprocesses 3 $(ARGS)
 
 test-vm: bytecode ## boots the guest image and tests in it: make test-vm ARGS="-k watchdog"

@@ -19,7 +19,7 @@ SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/b
 """Where the programs of a system are, whatever PATH the agent was started with."""
 
 _OUTPUT: Final = 64 * 1024
-"""Bytes of output that are kept."""
+"""Bytes of output that are kept unless more are asked for."""
 
 
 _CLOSING: Final = 6.0
@@ -43,13 +43,14 @@ class ToolResult:
         return lines[-1] if lines else f"status {self.status}"
 
 
-async def run_tool(*argv: str, timeout: float, limiter: trio.CapacityLimiter) -> ToolResult:  # noqa: ASYNC109  killed at its end, which no scope of a caller's does for a process that waits for a device
+async def run_tool(*argv: str, timeout: float, limiter: trio.CapacityLimiter, kept: int = _OUTPUT) -> ToolResult:  # noqa: ASYNC109  killed at its end, which no scope of a caller's does for a process that waits for a device
     """Run a program to its end. One that waits for a device that hangs is given up at its deadline.
 
     Args:
         argv: its name, which is looked for in `SYSTEM_PATH`, and its arguments.
         timeout: seconds after which it is killed.
         limiter: for the thread that starts it.
+        kept: bytes of its output that are returned, from the beginning.
 
     Raises:
         NotSupportedError: it is not installed.
@@ -73,7 +74,7 @@ async def run_tool(*argv: str, timeout: float, limiter: trio.CapacityLimiter) ->
         finally:
             with trio.move_on_after(_CLOSING, shield=True):
                 await child.close()
-        return ToolResult(status, os.pread(output, _OUTPUT, 0).decode("utf-8", "replace"))
+        return ToolResult(status, os.pread(output, kept, 0).decode("utf-8", "replace"))
     finally:
         os.close(output)
 

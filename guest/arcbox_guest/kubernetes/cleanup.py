@@ -37,12 +37,18 @@ _NAMESPACE: Final = "k8s.io"
 _TOOL: Final = 30.0
 """Seconds for one call of ctr, iptables or ip."""
 
+_OUTPUT: Final = 64 * 1024 * 1024
+"""Bytes that one of them may print: a cluster of thousands of services has megabytes of rules."""
+
 _LINKS: Final = ("cni0", "flannel.1")
 _CHAIN: Final = re.compile(r":((?:KUBE|CNI|FLANNEL)-\S*)")
 """A chain of Kubernetes or its network plugins, as iptables-save(8) declares it."""
 
 _RULE: Final = re.compile(r"KUBE-|CNI-|FLANNEL-|cni0|flannel")
 """In a rule that is theirs."""
+
+_CGROUPS: Final = ("cgroup", "cgroup2")
+"""Kinds of file systems: hierarchies of v1 and v2."""
 
 _ENDING: Final = 10.0
 """Seconds for the processes of a cgroup to be gone."""
@@ -152,7 +158,7 @@ class Cleanup:
                 path.unlink(missing_ok=True)
 
     async def _tool(self, *argv: str) -> str:
-        result = await run_tool(*argv, timeout=_TOOL, limiter=self._limiter)
+        result = await run_tool(*argv, timeout=_TOOL, limiter=self._limiter, kept=_OUTPUT)
         if result.status:
             raise GuestError(f"{' '.join(argv)} failed: {result.last_line}")
         return result.output
@@ -165,7 +171,7 @@ def removal_of_chains(saved: str) -> str:
     """What `iptables-restore --noflush` takes to remove the chains and rules of Kubernetes; empty if there are none.
 
     Args:
-        saved: what iptables-save printed; it may be cut off.
+        saved: what iptables-save printed.
     """
     parts = []
     for table in saved.split("COMMIT"):
@@ -204,9 +210,12 @@ def _remove_network_namespaces() -> None:
 
 
 def _end_cgroups() -> None:
-    """Kill what is in the cgroups of pods, and remove them, in every hierarchy."""
-    root = Path("/sys/fs/cgroup")
-    found = [path for pattern in ("kubepods*", "*/kubepods*") for path in root.glob(pattern)]
+    """Kill what is in the cgroups of pods, and remove them, in every hierarchy.
+
+    Only at its top: those of a cluster in a container are below the container's.
+    """
+    roots = [mount.target for mount in mountinfo.mounts(mountinfo.OWN.read_bytes()) if mount.kind in _CGROUPS]
+    found = [path for root in roots for path in Path(root).glob("kubepods*")]
     deadline = time.monotonic() + _ENDING
     for top in found:
         while pids := list(_processes(top)):
@@ -244,10 +253,14 @@ def _empty_directories(directories: list[Path]) -> None:
     """Unmount what is mounted in directories, and remove what is in them; links are removed and not followed.
 
     A directory itself stays, and what is mounted on it when that is the data volume.
+
+    Raises:
+        GuestError: it can't be done.
     """
-    for directory in directories:
-        if not directory.is_dir():
+    for given in directories:
+        if not given.is_dir():
             continue
+        directory = given.resolve()  # mounts are known by their real paths
         _unmount_below(directory)
         try:
             for path in directory.iterdir():
@@ -260,12 +273,23 @@ def _empty_directories(directories: list[Path]) -> None:
 
 
 def _unmount_below(directory: Path) -> None:
-    """The kubelet mounts its directory on itself as well: a mount there of the same file system as its parent's."""
+    """The kubelet mounts its directory on itself as well: a mount there of the same file system as its parent's.
+
+    Raises:
+        GuestError: something is still mounted below: its files may be anybody's, and must not be removed.
+    """
     inside = f"{directory}/"
-    targets = [mount.target for mount in mountinfo.mounts(mountinfo.OWN.read_bytes())]
+    targets = _mount_targets()
     for target in reversed([target for target in targets if target.startswith(inside)]):
         with suppress(OSError):
             linux.unmount(target, linux.MNT_DETACH)
     for number in range(targets.count(str(directory)), 0, -1):
         if number > 1 or directory.stat().st_dev == directory.parent.stat().st_dev:
             linux.unmount(str(directory), linux.MNT_DETACH)
+    left = [target for target in _mount_targets() if target.startswith(inside)]
+    if left:
+        raise GuestError(f"{left[0]} can't be unmounted")
+
+
+def _mount_targets() -> list[str]:
+    return [mount.target for mount in mountinfo.mounts(mountinfo.OWN.read_bytes())]

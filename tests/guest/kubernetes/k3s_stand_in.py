@@ -31,7 +31,7 @@ Path(options["write-kubeconfig"]).write_text("apiVersion: v1\nkind: Config\n")
 listener = socket.socket()
 if manner != "mute":
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(("127.0.0.1", int(options["https-listen-port"])))
+    listener.bind(("127.0.0.1", int(options.get("https-listen-port", "6443"))))
     listener.listen()
 while True:
     time.sleep(600)

@@ -15,6 +15,8 @@ import pytest
 import trio
 from attrs import define, evolve, field
 
+from arcbox_guest.child import PidFd
+from arcbox_guest.daemon_process import DaemonProcess
 from arcbox_guest.daemons import DaemonStatus
 from arcbox_guest.errors import NotFoundError
 from arcbox_guest.kubernetes import kubernetes as module
@@ -25,6 +27,8 @@ from arcbox_guest.testing import absent_runtime
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+
+    from trio.testing import MockClock
 
 STAND_IN = Path(__file__).with_name("k3s_stand_in.py")
 
@@ -176,6 +180,20 @@ async def test_status_answers_while_a_start_waits(kubernetes: Kubernetes, monkey
         nursery.cancel_scope.cancel()
 
 
+async def test_status_keeps_its_deadline_when_the_api_hangs(world: World, autojump_clock: MockClock) -> None:
+    kubernetes = world.kubernetes()
+    kubernetes.daemon._process = DaemonProcess(os.getpid(), PidFd.open(os.getpid()), world.directory / "log")
+    with socket.socket() as listening, socket.socket() as waiting:
+        listening.bind(("127.0.0.1", world.port))
+        listening.listen(0)  # has room for one; who comes then is not answered
+        waiting.connect(("127.0.0.1", world.port))
+        asked = trio.current_time()
+        state = await kubernetes.state()
+        assert trio.current_time() - asked < 0.35
+        assert (state.running, state.api_ready) == (True, False)
+    kubernetes.daemon._process.pidfd.close()
+
+
 async def test_one_that_ignores_sigterm_is_killed(
     world: World, kubernetes: Kubernetes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,29 +254,6 @@ async def test_operations_that_race_are_done_one_after_the_other(world: World, k
     assert len(world.processes()) <= 1
     await kubernetes.start()
     assert len(world.processes()) == 1
-
-
-async def test_delete_empties_the_three_directories_and_follows_no_link(world: World, kubernetes: Kubernetes) -> None:
-    await kubernetes.start()
-    elsewhere = world.directory / "elsewhere"
-    elsewhere.mkdir()
-    (elsewhere / "kept").touch()
-    docker = world.directory / "lib/docker"
-    docker.mkdir()
-    (docker / "kept").touch()
-    for name in ("rancher/k3s", "kubelet", "cni"):
-        directory = world.directory / "lib" / name
-        (directory / "deep/er").mkdir(parents=True)
-        (directory / "deep/er/file").touch(0o400)
-        (directory / "deep").chmod(0o500)
-        (directory / "link").symlink_to(elsewhere)
-    assert await kubernetes.delete() == "k3s and its data deleted"
-    for name in ("rancher/k3s", "kubelet", "cni"):
-        assert os.listdir(world.directory / "lib" / name) == []  # noqa: PTH208
-    assert (elsewhere / "kept").exists()
-    assert (docker / "kept").exists()
-    assert world.processes() == []
-    assert (await kubernetes.start()).detail == "k3s started"
 
 
 SAVED = """\
