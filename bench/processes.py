@@ -33,7 +33,14 @@ follow_host = false
 
 [power]
 off = "disabled"
+
+[disk]
+trim_interval = 0
+
+[network]
+enabled = false
 """
+"""Clock, power, disks and network of the machine that measures are not the agent's."""
 
 
 class ServerFailedError(Exception):
@@ -99,7 +106,7 @@ def peer(module: str, directory: Path, *arguments: str) -> Iterator[Server]:
 
 @contextmanager
 def agent(directory: Path, *, settings: str = "", settled: bool = True) -> Iterator[Server]:
-    """The agent, ready to serve; it leaves clock and power alone.
+    """The agent, ready to serve; it leaves the machine's clock, power, disks and network alone.
 
     Args:
         directory: where its files go.

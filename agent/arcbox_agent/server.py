@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import trio
 from attrs import define, field
 
-from arcbox_agent import logs, vsock_cid
+from arcbox_agent import vsock_cid
 from arcbox_agent.addresses import VsockAddress, parse_address
 from arcbox_agent.connection import Connection, send_away
 from arcbox_agent.guest_setup import build_guest
@@ -88,8 +88,7 @@ async def _serve(server: Server) -> None:
 async def _settle(server: Server) -> None:
     """Import what the first ping does not need; then have the garbage collector scan new objects only."""
     await server.ready.wait()
-    for warm_up in (logs.warm_up, system.warm_up):
-        await supervise("warm-up", partial(trio.to_thread.run_sync, warm_up))
+    await supervise("warm-up", partial(trio.to_thread.run_sync, system.warm_up))
     gc.freeze()
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS, 10, 10)
 
