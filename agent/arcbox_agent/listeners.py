@@ -234,9 +234,8 @@ async def listen_patiently(address: Address) -> SocketListener:
 
 
 def _identify(connected: socket.socket, peer_address: Any) -> Peer:  # noqa: ANN401  its type depends on the family
-    if connected.family == socket.AF_UNIX:
-        credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-        pid, uid, _gid = _UCRED.unpack(credentials)
-        return Peer(f"unix:pid={pid},uid={uid}", uid=uid)
-    cid, port = peer_address
-    return Peer(f"vsock:{cid}:{port}", cid=cid)
+    if isinstance(peer_address, tuple):
+        cid, port = peer_address
+        return Peer(f"vsock:{cid}:{port}", cid=cid)
+    pid, uid, _gid = _UCRED.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return Peer(f"unix:pid={pid},uid={uid}", uid=uid)

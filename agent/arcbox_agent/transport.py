@@ -112,8 +112,7 @@ class SocketTransport:
         self._socket = connected
         self._descriptor = connected.fileno()
         self._asked = _FIRST_RECEIVE
-        if connected.family == socket.AF_UNIX:  # AF_VSOCK has buffer options of its own, and ignores this one
-            connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)  # AF_VSOCK has its own, and ignores this
 
     def receive_nowait(self) -> bytes | None:
         try:
