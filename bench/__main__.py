@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from bench import connections, files, memory, pings, proxies, report, sandboxes, start, system_info
+from bench import connections, files, memory, network, pings, proxies, report, sandboxes, snapshots, start, system_info
 from bench.client import UnexpectedReplyError
 from bench.processes import ServerFailedError
 from bench.stage import Bench, Stage
@@ -32,6 +32,8 @@ BENCHES = (
     Bench("proxies", "the relay to the Docker API", proxies.measure),
     Bench("start", "from exec to the first pong", start.measure),
     Bench("sandboxes", "sandboxes: create, run, output, many at once", sandboxes.measure),
+    Bench("snapshots", "checkpoint and restore of many files and of a large one", snapshots.measure),
+    Bench("network", "sandboxes with a network", network.measure),
     Bench("memory", "resident memory, idle and with 1,000 idle connections", memory.measure),
 )
 

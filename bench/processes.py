@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import shutil
@@ -27,6 +28,8 @@ _STOP_TIMEOUT = 10.0
 _IDLE = 0.1
 """Seconds without any work after which a server is at rest."""
 
+_APART = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$0" "$@"')
+
 _AGENT_TOML = """\
 [clock]
 follow_host = false
@@ -36,11 +39,8 @@ off = "disabled"
 
 [disk]
 trim_interval = 0
-
-[network]
-enabled = false
 """
-"""Clock, power, disks and network of the machine that measures are not the agent's."""
+"""Clock, power and disks of the machine that measures are not the agent's."""
 
 
 class ServerFailedError(Exception):
@@ -105,18 +105,21 @@ def peer(module: str, directory: Path, *arguments: str) -> Iterator[Server]:
 
 
 @contextmanager
-def agent(directory: Path, *, settings: str = "", settled: bool = True) -> Iterator[Server]:
+def agent(directory: Path, *, settings: str = "", settled: bool = True, apart: bool = False) -> Iterator[Server]:
     """The agent, ready to serve; it leaves the machine's clock, power, disks and network alone.
 
     Args:
         directory: where its files go.
         settings: more sections of its settings, in TOML.
         settled: wait until it is also done with whatever it puts off until after its start.
+        apart: run it in a network namespace of its own, where sandboxes may have a network.
     """
     directory = _own_directory("agent", directory)
     config, path, notify_path = (directory / f"agent.{kind}" for kind in ("toml", "sock", "notify"))
-    config.write_text(_AGENT_TOML + settings)
-    command = [sys.executable, "-m", "arcbox_agent", "serve", "--config", str(config), "--listen", f"unix:{path}"]
+    network = f"\n[network]\nenabled = {json.dumps(apart)}\n"
+    config.write_text(_AGENT_TOML + network + settings)
+    serve = [sys.executable, "-m", "arcbox_agent", "serve", "--config", str(config), "--listen", f"unix:{path}"]
+    command = [*_APART, *serve] if apart else serve
     foreign = {"ARCBOX_AGENT_CONFIG", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_USEC"}
     env = {name: value for name, value in os.environ.items() if name not in foreign}
     env["NOTIFY_SOCKET"] = str(notify_path)

@@ -32,20 +32,38 @@ class SandboxHost:
     _decoder: FrameDecoder = field(init=False, factory=FrameDecoder)
     _frames: list[Frame] = field(init=False, factory=list)
 
-    def create(self, events: SandboxHost, sandbox_id: str, memory_mib: int = 64) -> None:
+    def create(self, events: SandboxHost, sandbox_id: str, memory_mib: int = 64, network: str = "none") -> None:
         """Make a sandbox, and wait for its event `ready`, to which `events` has subscribed."""
-        self.begin(sandbox_id, memory_mib)
+        self.begin(sandbox_id, memory_mib, network)
         events.wait_for("ready", sandbox_id)
 
-    def begin(self, sandbox_id: str, memory_mib: int = 64) -> None:
+    def begin(self, sandbox_id: str, memory_mib: int = 64, network: str = "none") -> None:
         """Ask for a sandbox, whose creation then is under way."""
         limits = sandbox_v1.ResourceLimits(vcpus=1, memory_mib=memory_mib)
-        self._ask(MessageType.SandboxCreateRequest, sandbox_v1.CreateSandboxRequest(id=sandbox_id, limits=limits))
+        mode = sandbox_v1.NetworkSpec(mode=network)
+        request = sandbox_v1.CreateSandboxRequest(id=sandbox_id, limits=limits, network=mode)
+        self._ask(MessageType.SandboxCreateRequest, request)
 
     def remove(self, sandbox_id: str) -> None:
         """Remove it, and wait until that is done."""
         request = sandbox_v1.RemoveSandboxRequest(id=sandbox_id, force=True)
         self._ask(MessageType.SandboxRemoveRequest, request)
+
+    def checkpoint(self, sandbox_id: str) -> str:
+        """Checkpoint a sandbox; the id of the snapshot."""
+        request = sandbox_v1.CheckpointRequest(sandbox_id=sandbox_id)
+        reply = self._ask(MessageType.SandboxCheckpointRequest, request)
+        return sandbox_v1.CheckpointResponse.FromString(reply.payload).snapshot_id
+
+    def restore(self, snapshot_id: str, sandbox_id: str) -> None:
+        """Have a sandbox restored from a snapshot, which is ready then."""
+        request = sandbox_v1.RestoreRequest(id=sandbox_id, snapshot_id=snapshot_id)
+        self._ask(MessageType.SandboxRestoreRequest, request)
+
+    def delete_snapshot(self, snapshot_id: str) -> None:
+        """Delete one."""
+        request = sandbox_v1.DeleteSnapshotRequest(snapshot_id=snapshot_id)
+        self._ask(MessageType.SandboxDeleteSnapshotRequest, request)
 
     def subscribe(self) -> None:
         """Get events from now on."""
@@ -77,9 +95,9 @@ class SandboxHost:
         self._send(MessageType.SandboxRunRequest, sandbox_v1.RunRequest(id=sandbox_id, cmd=command))
         return _read_frames(self.connection, self._check_exit)
 
-    def _ask(self, kind: MessageType, message: Message) -> None:
+    def _ask(self, kind: MessageType, message: Message) -> Frame:
         self._send(kind, message)
-        self._receive()
+        return self._receive()
 
     def _send(self, kind: MessageType, message: Message | None) -> None:
         payload = b"" if message is None else message.SerializeToString()

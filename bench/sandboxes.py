@@ -52,7 +52,7 @@ _MANY = 200
 
 def measure(stage: Stage) -> list[Figure]:
     """What sandboxes cost. Nothing where there can't be any."""
-    if why := _why_not():
+    if why := why_not():
         print(f"  left out: {why}", file=sys.stderr)
         return []
     rootfs = stage.directory / "rootfs"
@@ -75,7 +75,8 @@ def measure(stage: Stage) -> list[Figure]:
     ]
 
 
-def _why_not() -> str:
+def why_not() -> str:
+    """Why there can't be sandboxes; empty if there can."""
     if os.geteuid() != 0:
         return "sandboxes take root"
     missing = [name for name in _NEEDED if not shutil.which(name)]

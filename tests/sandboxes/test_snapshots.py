@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,13 @@ from arcbox_client.errors import BadRequestError, ConflictError, NotFoundError
 if TYPE_CHECKING:
     from arcbox_client import AgentClient
     from tests.sandboxes.conftest import Machine
+
+
+RESTORED = int(os.environ.get("ARCBOX_TEST_RESTORED", "8"))
+"""Sandboxes made from one snapshot."""
+
+LARGE = int(os.environ.get("ARCBOX_TEST_SNAPSHOT_MIB", "8"))
+"""MiB of a file in it; beside it are ten times as many small files."""
 
 
 async def test_a_sandbox_is_restored_as_often_as_one_likes(machine: Machine, client: AgentClient) -> None:
@@ -53,6 +61,30 @@ async def test_snapshots_outlive_their_origin_and_the_agent_and_go_when_they_are
             assert list((await client.list_snapshots()).snapshots) == []
             await machine.ready(client, "box")
             assert len(list((machine.directory / "sandboxes/layers").iterdir())) == 1
+
+
+async def test_many_restored_from_one_are_independent_of_each_other_and_of_it(
+    machine: Machine, client: AgentClient
+) -> None:
+    await machine.ready(client, "origin", memory_mib=256)
+    write = f"mkdir /x && cd /x && dd if=/dev/urandom of=large bs=1M count={LARGE} status=none"
+    write += f" && seq {LARGE * 10} | awk '{{ name = $1; print $1 * 7 > name; close(name) }}'"
+    checksum = f"cd /x && cat large $(seq {LARGE * 10}) | sha256sum"
+    assert (await client.run("origin", ["sh", "-c", write])).exit_code == 0
+    before = (await client.run("origin", ["sh", "-c", checksum])).stdout
+    snapshot = await client.checkpoint("origin")
+    boxes = ["origin", *(f"box-{number}" for number in range(RESTORED))]
+    for name in boxes[1:]:
+        await client.restore(snapshot.snapshot_id, name)
+    for name in boxes:  # each changes, removes and adds something
+        change = f"cd /x && echo {name} >> 3 && rm 1 && hostname > 2 && echo {name} > own"
+        assert (await client.run(name, ["sh", "-c", change])).exit_code == 0
+    for name in boxes:
+        shown = await client.run(name, ["sh", "-c", "cd /x && cat 2 3 own; ls 1"])
+        assert shown.stdout.decode() == f"{name}\n21\n{name}\n{name}\n"
+        assert b"No such file" in shown.stderr
+    await client.restore(snapshot.snapshot_id, "last")
+    assert (await client.run("last", ["sh", "-c", checksum])).stdout == before
 
 
 async def test_what_can_not_be_kept_or_restored_is_refused(machine: Machine, client: AgentClient) -> None:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import threading
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -342,7 +343,8 @@ class OciDriver:
             with open_path(str(stage.rootfs)) as mounted:
                 new_root = linux.clone_mount(mounted)
             try:
-                swap_root(sandbox.init, new_root)
+                old_root = swap_root(sandbox.init, new_root)
+                threading.Thread(target=os.close, args=(old_root,), daemon=True).start()  # who checkpoints won't wait
             finally:
                 os.close(new_root)
         finally:

@@ -31,6 +31,19 @@ find srv -type f -size -1000 -exec cat {} +; readlink srv/deep/link; ls etc/issu
 """
 
 
+ATTRIBUTES = """
+import os, struct
+os.setxattr("/srv/deep/file", "user.note", b"of a file")
+os.setxattr("/srv/deep", "user.note", b"of a directory")
+os.setxattr("/srv/deep/file", "security.capability", struct.pack("<5I", 0x02000001, 1 << 10, 0, 0, 0))
+"""
+LIST_ATTRIBUTES = """
+import os
+for path in ("/srv/deep", "/srv/deep/file", "/srv/deep/hard", "/srv/empty"):
+    print(path, {name: os.getxattr(path, name) for name in sorted(os.listxattr(path))})
+"""
+
+
 @pytest.fixture
 def rich_rootfs(world: World, tmp_path: Path) -> str:
     """One with things in it that a sandbox can remove."""
@@ -46,13 +59,17 @@ async def listing(box: Box, *, links: bool = True) -> str:
 
 
 async def test_a_restored_sandbox_has_the_files_as_they_were(boxes: Boxes, world: World, rich_rootfs: str) -> None:
-    origin = await boxes("origin", rootfs=rich_rootfs)
+    origin = await boxes("origin", rootfs=rich_rootfs, with_python=True)
     assert (await origin.sh(TREE)).exit_code == 0
-    before = await listing(origin)
+    assert (await origin.python(ATTRIBUTES)).exit_code == 0
+    before, attributes = await listing(origin), (await origin.python(LIST_ATTRIBUTES)).text
+    assert attributes.count("of a file") == 2
+    assert attributes.count("security.capability") == 2
     layers = await world.driver.checkpoint("origin")
     assert await listing(origin) == before
-    restored = await boxes("restored", rootfs=rich_rootfs, layers=layers)
+    restored = await boxes("restored", rootfs=rich_rootfs, layers=layers, with_python=True)
     assert await listing(restored) == before
+    assert (await restored.python(LIST_ATTRIBUTES)).text == attributes
 
 
 async def test_its_origin_goes_on_and_each_restored_one_has_files_of_its_own(boxes: Boxes, world: World) -> None:
