@@ -73,6 +73,16 @@ class SandboxHandle:
         """Let it go on."""
         await self._client.sandbox_resume(self.id)
 
+    async def set_lifecycle(
+        self,
+        *,
+        ttl: int | None = None,
+        idle_timeout: int | None = None,
+        on_idle: Literal["kill", "pause"] | None = None,
+    ) -> None:
+        """Say when it ends by itself, as `AgentClient.sandbox_set_lifecycle` does."""
+        await self._client.sandbox_set_lifecycle(self.id, ttl=ttl, idle_timeout=idle_timeout, on_idle=on_idle)
+
     async def forward(self, port: int, *, protocol: Literal["tcp", "udp"] = "tcp") -> int:
         """A port of the guest that leads to a port of the sandbox."""
         return await self._client.port_forward(self.id, port, protocol=protocol)

@@ -40,6 +40,7 @@ from .sandbox_files import (
     StatFile,
     WatchDir,
 )
+from .sandbox_lifecycle import PauseSandbox, ResumeSandbox, SetLifecycle
 from .sandbox_ports import SandboxPortForward, SandboxPortForwardRemove
 from .sandbox_snapshots import SandboxCheckpoint, SandboxDeleteSnapshot, SandboxListSnapshots, SandboxRestore
 from .sandbox_streams import SandboxEvents, SandboxExec, SandboxRun
@@ -104,6 +105,9 @@ def default_registry() -> Registry:
             RemoveEntry,
             MoveEntry,
             WatchDir,
+            PauseSandbox,
+            ResumeSandbox,
+            SetLifecycle,
             SandboxPortForward,
             SandboxPortForwardRemove,
             SandboxCheckpoint,

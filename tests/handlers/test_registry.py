@@ -11,6 +11,7 @@ from arcbox_handlers.system import Ping
 from arcbox_protocol import EXCHANGES, LATER_REQUESTS, MessageType
 from arcbox_protocol.errors import InvalidPayloadError
 
+LIFECYCLE = {MessageType.PauseSandboxRequest, MessageType.ResumeSandboxRequest, MessageType.SetLifecycleRequest}
 EXECUTIONS = {kind for kind in MessageType if 0x0060 <= kind <= 0x0068}
 NOW_SUPPORTED = {
     MessageType.PingRequest,
@@ -43,6 +44,7 @@ NOW_SUPPORTED = {
     MessageType.RemoveEntryRequest,
     MessageType.MoveEntryRequest,
     MessageType.WatchDirRequest,
+    *LIFECYCLE,
     MessageType.SandboxPortForwardRequest,
     MessageType.SandboxPortForwardRemoveRequest,
     MessageType.SandboxCheckpointRequest,
@@ -75,6 +77,7 @@ SLOW = {
     MessageType.MoveEntryRequest,
     MessageType.SandboxCheckpointRequest,
     MessageType.SandboxRestoreRequest,
+    *LIFECYCLE,
     *(EXECUTIONS - QUICK_EXECUTIONS),
 }
 LATER = {

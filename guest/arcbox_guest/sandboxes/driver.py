@@ -150,6 +150,23 @@ class Driver(Protocol):
             UnavailableError: the sandbox's init is gone.
         """
 
+    async def pause(self, sandbox_id: str) -> None:
+        """Freeze all processes of a sandbox, and return when none runs any more. Again does nothing.
+
+        They keep their memory, and can still be killed. `root` and `network_namespace` work as before. What is
+        cancelled, or fails, leaves them running.
+
+        Raises:
+            UnavailableError: its init is gone.
+            TimedOutError: some can't be frozen: they wait for a device, say.
+        """
+
+    async def resume(self, sandbox_id: str) -> None:
+        """Let them go on. Again does nothing."""
+
+    def is_paused(self, sandbox_id: str) -> bool:
+        """Whether they are frozen, by whatever agent. Does not wait."""
+
     async def terminate(self, sandbox_id: str) -> None:
         """Send SIGTERM to all processes of a sandbox but its init."""
 

@@ -99,6 +99,7 @@ class Executions:
         Raises:
             InvalidArgumentError: no such id, user, or working directory.
             PreconditionError: the sandbox is not ready, or not any more.
+            PausedError: it is paused.
             GuestError: whatever the driver says.
         """
         if execution_id and not _ID.fullmatch(execution_id):

@@ -20,7 +20,7 @@ from arcbox_guest.errors import (
     TooLargeError,
     UnavailableError,
 )
-from arcbox_guest.sandboxes import rooted_files, states
+from arcbox_guest.sandboxes import rooted_files
 from arcbox_guest.sandboxes.rooted_files import NewFile, OpenedFile
 from arcbox_guest.sandboxes.watches import Watch
 
@@ -220,10 +220,7 @@ class SandboxFiles:
     ) -> _T:
         """Call a function with the open root directory of a sandbox, in a thread; `path` is what it is about."""
         _check_path(path)
-        await self._manager.opened()
-        sandbox = self._manager.get(sandbox_id)
-        if sandbox.state not in states.ALIVE:
-            raise PreconditionError(f"{states.describe(sandbox)}: its files can't be reached")
+        await self._manager.reach(sandbox_id, "its files")
 
         def call() -> _T:
             with self._manager.root(sandbox_id) as root:

@@ -19,6 +19,7 @@ from arcbox_guest.errors import ConflictError, GuestError, NotSupportedError, Ti
 from arcbox_guest.log_fields import log_fields
 from arcbox_guest.sandboxes import states
 from arcbox_guest.sandboxes.executions import Executions
+from arcbox_guest.sandboxes.lifetime import Lifetime
 from arcbox_guest.sandboxes.model import Action, ExecSpec, Reason, State
 from arcbox_guest.sandboxes.outcome import Outcome
 from arcbox_guest.sandboxes.workload import KILLED, NOT_STARTED, End, TrackedProcess, Workload
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from arcbox_guest.network.network import SandboxNetwork
     from arcbox_guest.sandboxes.driver import Driver, Process
     from arcbox_guest.sandboxes.events import EventHub
-    from arcbox_guest.sandboxes.model import Sandbox
+    from arcbox_guest.sandboxes.model import IdleAction, Sandbox
     from arcbox_guest.sandboxes.records import Records
     from arcbox_guest.sandboxes.times import Times
 
@@ -42,9 +43,6 @@ PATIENCE: Final = 60.0
 _BETWEEN_RECORDS: Final = 1.0
 """Seconds for which a sandbox that stays usable is not recorded again: many things may run in it for a moment each."""
 
-_EXPIRED_AGAIN: Final = 60.0
-"""Seconds after which it is tried again to remove a sandbox whose time is up, where that has failed."""
-
 _IDLE_PATIENCE: Final = 0.5
 """Seconds in which the kernel lets go of the processes of a sandbox that have ended."""
 
@@ -53,6 +51,12 @@ _FIRST_RECORD: Final = 2.0
 
 _LAST_RECORD: Final = 2.0
 """Seconds that the last record may take when the agent ends."""
+
+_CHANGE_RECORD: Final = 2.0
+"""Seconds that a change which somebody asked for waits for its record, so that it outlives the agent from then on."""
+
+_RESUMING: Final = 5.0
+"""Seconds that the driver has to let a sandbox go on that was just paused and shall not be."""
 
 
 @define(eq=False, kw_only=True)
@@ -88,6 +92,9 @@ class Life:
     executions: Executions = field(init=False)
     """What runs in it and does not end with the agent."""
 
+    lifetime: Lifetime = field(init=False)
+    """What ends it by itself."""
+
     _workloads: int = field(init=False, default=0)
     _out_of_memory_kills: int = field(init=False, default=0)
     """Those that are accounted for."""
@@ -121,6 +128,16 @@ class Life:
             explain=self._out_of_memory,
             start_soon=self._start_soon,
             now=self._times.now,
+        )
+
+    @lifetime.default
+    def _lifetime(self) -> Lifetime:
+        return Lifetime(
+            sandbox=self.current,
+            now=self._times.now,
+            check_idle=self._check_idle,
+            remove=lambda reason: self.remove(force=True, reason=reason),
+            pause=self.pause,
         )
 
     @property
@@ -195,6 +212,60 @@ class Life:
         async with self._quiet:
             pass
 
+    async def pause(self) -> None:
+        """Freeze all that was left behind in it, with its init; it is on record when this returns.
+
+        Raises:
+            PreconditionError: it is not ready.
+            GuestError: it can't be frozen, and goes on.
+        """
+        async with self._quiet:
+            states.check_may(self.sandbox, Action.PAUSED)
+            await self._driver.pause(self.id)
+            if self.sandbox.state is not State.READY:  # it was asked to end meanwhile
+                with trio.move_on_after(_RESUMING, shield=True):
+                    await self._driver.resume(self.id)
+            states.check_may(self.sandbox, Action.PAUSED)
+            self._become(Action.PAUSED)
+        await self._record_change()
+
+    async def resume(self) -> None:
+        """Let it go on; it is on record when this returns.
+
+        Raises:
+            PreconditionError: it is not paused.
+            GuestError: it can't go on.
+        """
+        async with self._quiet:
+            states.check_may(self.sandbox, Action.RESUMED)
+            await self._driver.resume(self.id)
+            states.check_may(self.sandbox, Action.RESUMED)
+            self._become(Action.RESUMED)
+        await self._record_change()
+
+    async def set_limits(self, *, ttl: float | None, idle_timeout: float | None, on_idle: IdleAction | None) -> None:
+        """Change when it ends by itself; what is None stays as it is. It is on record when this returns.
+
+        Args:
+            ttl: seconds from now until it is removed by force; 0 is never.
+            idle_timeout: seconds for which it may be idle from now on; 0 is for ever.
+            on_idle: what happens then.
+        """
+        sandbox = self.current()
+        if ttl is not None:
+            sandbox = evolve(sandbox, expires_at=self._times.now() + ttl if ttl else 0.0)
+        if idle_timeout is not None:
+            sandbox = evolve(sandbox, idle_timeout=idle_timeout)
+        self.sandbox = evolve(sandbox, on_idle=sandbox.on_idle if on_idle is None else on_idle)
+        self.lifetime.touch()
+        self.lifetime.reconsider()
+        await self._record_change()
+
+    async def _record_change(self) -> None:
+        self._changed.set()
+        with trio.move_on_after(_CHANGE_RECORD):
+            await self._save()
+
     async def stop(self, grace: float) -> None:
         """End all that runs in it; what has ended already stays ended.
 
@@ -229,7 +300,7 @@ class Life:
             GuestError: it could not be removed.
         """
         states.check_may_remove(self.sandbox, force=force)
-        if not force and self.sandbox.state is State.READY:
+        if not force and self.sandbox.state in (State.READY, State.PAUSED):
             await self._check_idle()
         if self.sandbox.state in states.LIVE:
             if force:
@@ -246,7 +317,8 @@ class Life:
         """Count a process as running, which is about to be started.
 
         Raises:
-            ConflictError: the sandbox is in none of the states that it needs.
+            PausedError: the sandbox is paused.
+            ConflictError: it is in none of the states that it needs.
         """
         states.check_may_run(self.sandbox, needs)
         self._workloads += 1
@@ -282,7 +354,7 @@ class Life:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._keep_record)
-                nursery.start_soon(self._expire)
+                nursery.start_soon(self.lifetime.run)
                 self._nursery = nursery
                 try:
                     await self._live(nursery)
@@ -331,6 +403,7 @@ class Life:
             await self._records.save(self.sandbox, durable=False)
         if self.sandbox.state is not State.STARTING:
             return
+        self.lifetime.touch()
         self._become(Action.READY)
         self._run_initial_command(nursery)
         await self._until_init_ends()
@@ -348,6 +421,9 @@ class Life:
         self._out_of_memory_kills = self._driver.out_of_memory_kills(self.id)
         if self.sandbox.state is State.STARTING:
             self._become(Action.READY)
+        known_as_paused = self.sandbox.state is State.PAUSED
+        if known_as_paused:
+            self.sandbox = evolve(self.sandbox, state=State.READY)
         with trio.move_on_after(PATIENCE):
             if not await self._resume_executions() and not self.sandbox.last_exited_at:
                 self._run_initial_command(nursery)
@@ -355,8 +431,22 @@ class Life:
             error_text = "the agent was restarted, and it was killed with the agent's connections"
             self._workloads += 1
             self._workload_ended(End(KILLED, error=error_text))
+        await self._resume_pause(known_as_paused=known_as_paused)
+        self.lifetime.touch()
+        self.lifetime.reconsider()
         self.taken_over.set()
         await self._until_init_ends()
+
+    async def _resume_pause(self, *, known_as_paused: bool) -> None:
+        """Whether it is paused the kernel knows: a former agent may have been killed before that was on record."""
+        if not self._driver.is_paused(self.id):
+            return
+        if self.sandbox.state is not State.READY:
+            await self._attempt("resumed", partial(self._driver.resume, self.id))
+        elif known_as_paused:
+            self.sandbox = evolve(self.sandbox, state=State.PAUSED)
+        else:
+            self._become(Action.PAUSED)
 
     async def _adopt(self) -> None:
         if self.sandbox.driver != self._driver.name:
@@ -410,6 +500,7 @@ class Life:
 
     async def _ask_to_end(self) -> None:
         await self._driver.terminate(self.id)
+        await self._driver.resume(self.id)  # what is paused gets the signal now
         await self._driver.idle(self.id)
 
     async def _destroy(self) -> None:
@@ -432,17 +523,6 @@ class Life:
             " it by force"
         )
 
-    async def _expire(self) -> None:
-        if not self.sandbox.expires_at:
-            return
-        await trio.sleep(max(0.0, self.current().expires_at - self._times.now()))
-        while True:  # until it is removed: that ends this task
-            try:
-                await self.remove(force=True, reason=Reason.EXPIRED)
-            except GuestError as error:
-                log.warning("expired sandbox not removed", extra={"sandbox": self.id, "reason": str(error)})
-            await trio.sleep(_EXPIRED_AGAIN)
-
     async def _keep_record(self) -> None:
         """Write the record after every change, or after several: nobody waits for the disk."""
         settled = False
@@ -452,7 +532,7 @@ class Life:
                 if settled:
                     with trio.move_on_after(_BETWEEN_RECORDS):
                         await self._over.wait()
-                settled = self.sandbox.state in states.READY_OR_RUNNING
+                settled = self.sandbox.state in states.ALIVE
                 await self._save()
         finally:
             if self._changed.is_set():  # the agent ends, and the next one shall know how its sandboxes did
@@ -517,6 +597,7 @@ class Life:
                 attributes["reason"] = end.reason
             elif end.error:
                 attributes["error"] = end.error
+            self.lifetime.touch()
             self._become(Action.IDLE, attributes)
 
     def _out_of_memory(self) -> End | None:
@@ -542,6 +623,8 @@ class Life:
             self.sandbox = evolve(self.sandbox, state=state)
             if state not in states.LIVE:
                 self._over.set()
+            if self.sandbox.idle_timeout:
+                self.lifetime.reconsider()
         self._tell(action, attributes)
 
     def _tell(self, action: Action, attributes: Mapping[str, str] | None = None) -> None:

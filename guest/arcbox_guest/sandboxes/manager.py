@@ -18,6 +18,7 @@ from arcbox_guest.errors import (
     InvalidArgumentError,
     NotFoundError,
     NotSupportedError,
+    PreconditionError,
     TimedOutError,
     UnavailableError,
 )
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from arcbox_guest.sandboxes.driver import Driver, Process
     from arcbox_guest.sandboxes.events import EventHub, Subscription
     from arcbox_guest.sandboxes.executions import Executions
-    from arcbox_guest.sandboxes.model import Action, ExecSpec, Statistics
+    from arcbox_guest.sandboxes.model import Action, ExecSpec, IdleAction, Statistics
     from arcbox_guest.sandboxes.ownership import DataDirectory
     from arcbox_guest.sandboxes.records import Records
 
@@ -255,6 +256,55 @@ class SandboxManager:
         if not force or sandbox_id in self._lives:
             await self._find(sandbox_id).remove(force=force)
 
+    async def pause(self, sandbox_id: str) -> None:
+        """Freeze a sandbox that is ready: what was left behind in it, and its init. It keeps its memory.
+
+        Raises:
+            NotFoundError: there is none with that id.
+            PreconditionError: it is not ready.
+            GuestError: it can't be frozen, and goes on.
+        """
+        await (await self._use(sandbox_id)).pause()
+
+    async def resume(self, sandbox_id: str) -> Sandbox:
+        """Let a paused sandbox go on.
+
+        Raises:
+            NotFoundError: there is none with that id.
+            PreconditionError: it is not paused.
+            GuestError: it can't go on.
+        """
+        life = await self._use(sandbox_id)
+        await life.resume()
+        return life.sandbox
+
+    async def set_limits(
+        self,
+        sandbox_id: str,
+        *,
+        ttl: float | None = None,
+        idle_timeout: float | None = None,
+        on_idle: IdleAction | None = None,
+    ) -> None:
+        """Change when a sandbox ends by itself: see `Life.set_limits`.
+
+        Raises:
+            NotFoundError: there is none with that id.
+        """
+        life = await self._use(sandbox_id)
+        await life.set_limits(ttl=ttl, idle_timeout=idle_timeout, on_idle=on_idle)
+
+    async def reach(self, sandbox_id: str, what: str) -> None:
+        """Count a sandbox as used, if it has files and a network.
+
+        Raises:
+            NotFoundError: there is none with that id.
+            PreconditionError: it has not: `what` can't be reached.
+        """
+        sandbox = (await self._use(sandbox_id)).sandbox
+        if sandbox.state not in states.ALIVE:
+            raise PreconditionError(f"{states.describe(sandbox)}: {what} can't be reached")
+
     async def stop_all(self, grace: float = _SHUTDOWN_GRACE) -> None:
         """Stop all sandboxes that are not stopped yet, and log what can't be.
 
@@ -280,11 +330,11 @@ class SandboxManager:
 
         Raises:
             NotFoundError: there is no such sandbox.
+            PausedError: it is paused.
             ConflictError: it is in none of those states.
             GuestError: whatever the driver says.
         """
-        await self.opened()
-        life = self._find(sandbox_id)
+        life = await self._use(sandbox_id)
         await life.until_quiet()
         async with life.process(command, life.admit(needs)) as process:
             yield process
@@ -313,8 +363,7 @@ class SandboxManager:
             ConflictError: it is not ready.
             GuestError: it failed.
         """
-        await self.opened()
-        life = self._find(sandbox_id)
+        life = await self._use(sandbox_id)
         layers = await life.checkpoint()
         spec = evolve(life.sandbox.spec, image="", cmd=(), lease="", ttl=0.0, layers=layers)
         snapshot = Snapshot(
@@ -370,8 +419,7 @@ class SandboxManager:
         Raises:
             NotFoundError: there is no such sandbox.
         """
-        await self.opened()
-        return self._find(sandbox_id).executions
+        return (await self._use(sandbox_id)).executions
 
     async def wait_for_port(self, sandbox_id: str, port: int, timeout: float) -> None:  # noqa: ASYNC109  the request's
         """Wait until something in a sandbox listens on a TCP port.
@@ -381,8 +429,7 @@ class SandboxManager:
             TimedOutError: nothing does, after so many seconds.
             UnavailableError: the sandbox does not run.
         """
-        await self.opened()
-        self._find(sandbox_id)
+        await self._use(sandbox_id)
         deadline = trio.current_time() + timeout
         while port not in await self._driver.listening(sandbox_id):
             if trio.current_time() >= deadline:
@@ -405,13 +452,20 @@ class SandboxManager:
         """
         await self.opened()
         sandbox = self._find(sandbox_id).sandbox
-        if sandbox.state not in states.READY_OR_RUNNING:
+        if sandbox.state not in states.ALIVE:
             raise ConflictError(f"{states.describe(sandbox)}: it uses nothing that could be measured")
         with trio.move_on_after(_STATISTICS_PATIENCE):
             return await self._driver.statistics(sandbox_id)
         raise TimedOutError(
             f"what sandbox {sandbox_id} uses could not be found out in {_STATISTICS_PATIENCE:.0f} seconds"
         )
+
+    async def _use(self, sandbox_id: str) -> Life:
+        """A sandbox, which is not idle now: somebody wants something of it."""
+        await self.opened()
+        life = self._find(sandbox_id)
+        life.lifetime.touch()
+        return life
 
     def _find(self, sandbox_id: str) -> Life:
         life = self._lives.get(sandbox_id)

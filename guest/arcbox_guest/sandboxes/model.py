@@ -27,6 +27,7 @@ class State(StrEnum):
     STARTING = "starting"
     READY = "ready"
     RUNNING = "running"
+    PAUSED = "paused"
     STOPPING = "stopping"
     STOPPED = "stopped"
     FAILED = "failed"
@@ -39,6 +40,8 @@ class Action(StrEnum):
     READY = "ready"
     RUNNING = "running"
     IDLE = "idle"
+    PAUSED = "paused"
+    RESUMED = "resumed"
     STOPPING = "stopping"
     STOPPED = "stopped"
     FAILED = "failed"
@@ -65,6 +68,16 @@ class Reason(StrEnum):
     TIMEOUT = "timeout"
     REMOVED = "removed"
     EXPIRED = "expired"
+    IDLE = "idle"
+
+
+class IdleAction(StrEnum):
+    """What becomes of a sandbox that was idle for long enough."""
+
+    KILL = "kill"
+    """It is removed."""
+
+    PAUSE = "pause"
 
 
 @frozen
@@ -174,6 +187,12 @@ class Sandbox:
 
     expires_at: float = 0.0
     """When it is removed by force; 0 is never."""
+
+    idle_timeout: float = 0.0
+    """Seconds for which it may be idle; 0 is for ever."""
+
+    on_idle: IdleAction = IdleAction.KILL
+    """What happens then."""
 
     driver: str = ""
     """The name of the driver that made it."""

@@ -71,6 +71,15 @@ class OnDemandDriver:
             raise UnavailableError(f"sandbox {sandbox_id} does not run")
         return self._loaded.network_namespace(sandbox_id)
 
+    async def pause(self, sandbox_id: str) -> None:
+        await (await self._driver()).pause(sandbox_id)
+
+    async def resume(self, sandbox_id: str) -> None:
+        await (await self._driver()).resume(sandbox_id)
+
+    def is_paused(self, sandbox_id: str) -> bool:
+        return self._loaded is not None and self._loaded.is_paused(sandbox_id)
+
     async def terminate(self, sandbox_id: str) -> None:
         await (await self._driver()).terminate(sandbox_id)
 

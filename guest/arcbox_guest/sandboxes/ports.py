@@ -22,12 +22,10 @@ from arcbox_guest.errors import (
     GuestError,
     InvalidArgumentError,
     NotFoundError,
-    PreconditionError,
     UnavailableError,
 )
 from arcbox_guest.linux import in_network
 from arcbox_guest.relay import SocketPair
-from arcbox_guest.sandboxes import states
 
 if TYPE_CHECKING:
     from arcbox_guest.sandboxes.manager import SandboxManager
@@ -129,10 +127,7 @@ class PortForwards:
         """
         if not 0 < port < 2**16:
             raise InvalidArgumentError(f"{port} is no port: 1 to 65535")
-        await self._manager.opened()
-        sandbox = self._manager.get(sandbox_id)
-        if sandbox.state not in states.ALIVE:
-            raise PreconditionError(f"{states.describe(sandbox)}: its ports can't be forwarded")
+        await self._manager.reach(sandbox_id, "its ports")
         if self._nursery is None:
             raise UnavailableError("no port can be forwarded: the agent is ending, or its log says why")
         key = _Key(sandbox_id, port, transport)

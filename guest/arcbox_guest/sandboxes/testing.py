@@ -165,6 +165,7 @@ class FakeProcess:
 
     async def send_stdin(self, data: bytes) -> None:
         await trio.lowlevel.checkpoint()
+        await self.sandbox.thawed()
         if not self.program.reads and len(data) > programs.PIECE:
             await self._exited.wait()
         if self.exit_code is not None or not self._stdin_open:
@@ -377,6 +378,7 @@ class FakeSandbox:
     recordings: dict[str, FakeRecording] = Factory(dict)
     """Of its detached processes, by their names."""
 
+    paused: bool = False
     reason: str = ""
     """Why its init has ended."""
 
@@ -384,9 +386,29 @@ class FakeSandbox:
 
     _ended: trio.Event = field(init=False, factory=trio.Event)
     _idle: trio.Event = field(init=False, factory=trio.Event)
+    _thawed: trio.lowlevel.ParkingLot = field(init=False, factory=trio.lowlevel.ParkingLot)
+    _signalled: set[FakeProcess] = field(init=False, factory=set)
+    """Those that get their SIGTERM when they go on."""
+
+    def resume(self) -> None:
+        self.paused = False
+        self._thawed.unpark_all()
+        while self._signalled:
+            self._signalled.pop().terminate()
+
+    async def thawed(self) -> None:
+        while self.paused and self.up:
+            await self._thawed.park()
+
+    def terminate(self) -> None:
+        """SIGTERM for all but the init."""
+        self._signalled.update(self.processes)
+        if not self.paused:
+            self.resume()
 
     def stop(self) -> None:
         self.up = False
+        self._thawed.unpark_all()
         for process in list(self.processes):
             process.die()
 
@@ -526,10 +548,21 @@ class FakeDriver:
         with Path("/proc/self/ns/net").open("rb") as own:
             yield own.fileno()
 
+    async def pause(self, sandbox_id: str) -> None:
+        await self._begin("pause", sandbox_id)
+        self._up(sandbox_id).paused = True
+
+    async def resume(self, sandbox_id: str) -> None:
+        await self._begin("resume", sandbox_id)
+        self._up(sandbox_id).resume()
+
+    def is_paused(self, sandbox_id: str) -> bool:
+        sandbox = self.sandboxes.get(sandbox_id)
+        return sandbox is not None and sandbox.paused
+
     async def terminate(self, sandbox_id: str) -> None:
         await self._begin("terminate", sandbox_id)
-        for process in list(self._up(sandbox_id).processes):
-            process.terminate()
+        self._up(sandbox_id).terminate()
 
     async def idle(self, sandbox_id: str) -> None:
         await self._begin("idle", sandbox_id)

@@ -187,12 +187,15 @@ async def test_ports_are_forwarded_and_sandboxes_paused(cli: Cli) -> None:
             T.SandboxPortForwardRemoveRequest: lambda _: None,
             T.PauseSandboxRequest: lambda _: None,
             T.ResumeSandboxRequest: lambda _: wire.SandboxResumeResponse(),
+            T.SetLifecycleRequest: lambda _: None,
         }
     )
     assert (await cli.sandbox("port", "box", "53/udp")).stdout == b"40001\n"
     assert (await cli.sandbox("port", "--rm", "box", "80")).returncode == 0
     assert (await cli.sandbox("pause", "a", "b")).stdout == b"a\nb\n"
     assert (await cli.sandbox("unpause", "a")).stdout == b"a\n"
+    assert (await cli.sandbox("update", "a", "--ttl", "1h", "--on-idle", "pause")).stdout == b"a\n"
+    assert requests[-1].message == wire.SetLifecycleRequest(id="a", ttl_seconds=3600, on_idle=wire.IDLE_ACTION_PAUSE)
     assert requests[0].message == sandbox_v1.SandboxPortForwardRequest(
         id="box", sandbox_port=53, protocol=sandbox_v1.PORT_PROTOCOL_UDP
     )

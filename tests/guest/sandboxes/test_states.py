@@ -7,11 +7,14 @@ from itertools import product
 
 import pytest
 
-from arcbox_guest.errors import ConflictError
+from arcbox_guest.errors import ConflictError, PausedError
 from arcbox_guest.sandboxes import states
 from arcbox_guest.sandboxes.model import Action, Sandbox, Spec, State
 
-STORY = re.compile(r"created( ready( running idle)*( running)?)?(( stopping( stopped| failed)?| failed)( removed)?)?")
+STORY = re.compile(
+    r"created( ready( running idle| paused resumed)*( running| paused)?)?"
+    r"(( stopping( stopped| failed)?| failed)( removed)?)?"
+)
 """All that can happen to a sandbox, in order."""
 
 LETTERS = [action for action in Action if action is not Action.CREATED]
@@ -63,6 +66,11 @@ def test_a_sandbox_that_is_not_live_can_not_be_stopped(state: State) -> None:
 def test_a_refusal_to_run_says_why_and_what_else_could_be_done(state: State, says: str) -> None:
     with pytest.raises(ConflictError, match=says):
         states.check_may_run(sandbox(state), states.READY)
+
+
+def test_nothing_runs_in_a_paused_sandbox_before_it_is_resumed() -> None:
+    with pytest.raises(PausedError, match="sandbox web is paused: nothing can run in it before it is resumed"):
+        states.check_may_run(sandbox(State.PAUSED), states.READY_OR_RUNNING)
 
 
 def test_what_does_not_need_a_sandbox_to_itself_runs_beside_others() -> None:

@@ -37,7 +37,8 @@ async def test_an_event_is_told_with_its_time_and_its_attributes(rig: Rig) -> No
 
 async def test_every_action_has_its_name(rig: Rig) -> None:
     await subscribe(rig)
-    names = ["created", "ready", "running", "idle", "stopping", "stopped", "failed", "removed"]
+    names = ["created", "ready", "running", "idle", "paused", "resumed"]
+    names += ["stopping", "stopped", "failed", "removed"]
     for action in Action:
         rig.sandboxes.events.publish("box", action)
     assert [(await rig.next(sandbox_v1.SandboxEvent)).action for _ in names] == names

@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "port": "lifecycle:port",
     "pause": "lifecycle:pause",
     "unpause": "lifecycle:unpause",
+    "update": "lifecycle:update",
     "checkpoint": "snapshots:checkpoint",
     "restore": "snapshots:restore",
     "snapshots": "snapshots:snapshots",

@@ -1,8 +1,8 @@
-"""arcboxctl sandbox stop, rm, pause, unpause and port."""
+"""arcboxctl sandbox stop, rm, pause, unpause, update and port."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -72,6 +72,28 @@ def unpause(invocation: Invocation, ids: tuple[str, ...]) -> None:
         await client.sandbox_resume(sandbox_id)
 
     for_each(invocation, ids, resume_one, "resumed")
+
+
+@click.command("update", short_help="Change when sandboxes end by themselves.")
+@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@click.option("--ttl", type=Duration(), help="Remove them so long from now; 0 is never.")
+@click.option("--idle", type=Duration(), help="How long nothing may run and nobody ask for anything; 0 is for ever.")
+@click.option("--on-idle", type=click.Choice(["kill", "pause"]), help="What happens then.  [default: kill]")
+@common_options
+@pass_invocation
+def update(
+    invocation: Invocation,
+    ids: tuple[str, ...],
+    ttl: int | None,
+    idle: int | None,
+    on_idle: Literal["kill", "pause"] | None,
+) -> None:
+    """Change when sandboxes end by themselves. What is not given stays as it is."""
+
+    async def update_one(client: AgentClient, sandbox_id: str) -> None:
+        await client.sandbox_set_lifecycle(sandbox_id, ttl=ttl, idle_timeout=idle, on_idle=on_idle)
+
+    for_each(invocation, ids, update_one, "updated")
 
 
 @click.command("port", short_help="Forward a port of the guest to a sandbox.")

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 from attrs import field, frozen
 
-from arcbox_guest.errors import GuestError
+from arcbox_guest.errors import GuestError, TimedOutError
 from arcbox_guest.sandboxes.model import Statistics
 
 if TYPE_CHECKING:
@@ -34,6 +34,11 @@ if TYPE_CHECKING:
     from arcbox_guest.sandboxes.oci.hierarchies import Hierarchies
 
 CLIENTS: Final = ".clients"
+
+_FREEZE: Final = "cgroup.freeze"
+
+_FREEZING: Final = 10.0
+"""Seconds in which processes must be frozen: usually 0.01."""
 
 _LEFT_BEHIND: Final = "trusted.arcbox.left_behind"
 
@@ -181,6 +186,40 @@ class SandboxCgroups:
     async def empty(self) -> None:
         """Wait until there is no process but the init."""
         await _empty(self.processes)
+
+    async def freeze(self) -> None:
+        """Freeze all, and wait until none runs any more. Cancelled, or failing, it leaves them running.
+
+        The freezer of cgroup2 does it in hybrid as well: all that runs in the sandbox is there. What it has frozen can
+        be killed, which cgroup v1's can't.
+
+        Raises:
+            TimedOutError: some can't be frozen.
+            OSError: the sandbox is gone.
+        """
+        (self.tree / _FREEZE).write_text("1")
+        try:
+            with trio.fail_after(_FREEZING):
+                await _until(self.tree, "frozen 1")
+        except trio.TooSlowError:
+            self.thaw()
+            raise TimedOutError(
+                f"sandbox {self._id} can't be paused: a process in it waits for a device, say, and can't be frozen"
+            ) from None
+        except BaseException:
+            self.thaw()
+            raise
+
+    def thaw(self) -> None:
+        """Let all go on. Raises OSError: the sandbox is gone."""
+        (self.tree / _FREEZE).write_text("0")
+
+    def frozen(self) -> bool:
+        """Whether all are frozen, or are about to be."""
+        try:
+            return bool(_number(self.tree / _FREEZE))
+        except OSError:
+            return False
 
     async def kill(self) -> None:
         """Kill all, and wait until they are gone.
@@ -340,6 +379,11 @@ def kill(path: Path) -> None:
 
 async def _empty(path: Path) -> None:
     """Wait until no process is in a cgroup of cgroup2, nor below; one that is not there is empty."""
+    await _until(path, "populated 0")
+
+
+async def _until(path: Path, state: str) -> None:
+    """Wait until a cgroup of cgroup2 is in a state, a line of its cgroup.events, or is not there any more."""
     try:
         events = os.open(path / "cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -351,7 +395,7 @@ async def _empty(path: Path) -> None:
         # readable for Trio's when there is one.
         with closing(select.epoll()) as changes:
             changes.register(events, select.EPOLLPRI)
-            while b"populated 1" in os.pread(events, 4096, 0):
+            while state.encode() not in os.pread(events, 4096, 0):
                 await trio.lowlevel.wait_readable(changes.fileno())
     except OSError as error:
         if error.errno not in _GONE:

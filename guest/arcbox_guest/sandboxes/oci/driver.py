@@ -175,6 +175,21 @@ class OciDriver:
     def network_namespace(self, sandbox_id: str) -> AbstractContextManager[int]:
         return self._find(sandbox_id).network_namespace()
 
+    async def pause(self, sandbox_id: str) -> None:
+        sandbox = self._find(sandbox_id)
+        sandbox.check_alive()
+        with _translated(f"sandbox {sandbox_id} can't be paused"):
+            await sandbox.cgroups.freeze()
+
+    async def resume(self, sandbox_id: str) -> None:
+        sandbox = self._find(sandbox_id)
+        with _translated(f"sandbox {sandbox_id} can't be resumed"):
+            sandbox.cgroups.thaw()
+
+    def is_paused(self, sandbox_id: str) -> bool:
+        sandbox = self._live.get(sandbox_id)
+        return sandbox is not None and sandbox.cgroups.frozen()
+
     async def terminate(self, sandbox_id: str) -> None:
         await self._find(sandbox_id).terminate()
 
