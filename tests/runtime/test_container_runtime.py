@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from attrs import define, field
 
 from arcbox_client import connect
 from arcbox_guest.child import PidFd
@@ -16,6 +17,7 @@ from arcbox_protocol import arcbox_v1
 from tests.runtime.conftest import runtime_host
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from arcbox_client import AgentClient
@@ -24,11 +26,39 @@ if TYPE_CHECKING:
 RUN = ("run", "--rm", "--network=none", "box")
 RUN_WITH_STDIN = ("run", "--rm", "-i", "--network=none", "box")
 
-LINES = 6000
+LOGGED = 1000 * int(os.environ.get("ARCBOX_TEST_LOGS_MB", "32"))
+"""Lines that a container writes to its log."""
+
 PADDING = 1000 * "x"
-WRITE = f"seq -w {LINES} | sed s/$/{PADDING}/"
-WRITTEN = "".join(f"{number:04d}{PADDING}\n" for number in range(1, LINES + 1)).encode()
-"""What that writes: 6 MB."""
+"""Of each line."""
+
+
+def write(lines: int) -> str:
+    """A script."""
+    return f"seq {lines} | sed s/$/{PADDING}/"
+
+
+def written(lines: int) -> Iterator[bytes]:
+    """What it writes."""
+    return (f"{number}{PADDING}\n".encode() for number in range(1, lines + 1))
+
+
+@define
+class Lines:
+    """Of a stream."""
+
+    _stream: trio.abc.ReceiveStream
+    _received: Iterator[bytes] = field(init=False, factory=lambda: iter(()))
+
+    async def next(self) -> bytes:
+        """The next one, with its end; what there is at the end of the stream."""
+        if (line := next(self._received, b"")).endswith(b"\n"):
+            return line
+        while piece := await self._stream.receive_some():
+            self._received = iter((line + piece).splitlines(keepends=True))
+            if (line := next(self._received)).endswith(b"\n"):
+                return line
+        return line
 
 
 async def ready(client: AgentClient) -> arcbox_v1.RuntimeEnsureResponse:
@@ -102,7 +132,7 @@ async def test_the_next_agent_adopts_both_and_streams_of_other_proxies_go_on(hos
         async with connect(other.address) as client:
             reused = await client.ensure_runtime(start_if_needed=False)
             assert reused.status == "reused"  # whoever started it
-        command = f"{WRITE}; read end; echo last"
+        command = f"{write(6000)}; read end; echo last"
         docker = host.docker_command(*RUN_WITH_STDIN, "sh", "-c", command, agent="other")
         async with trio.open_nursery() as nursery:
             run = await nursery.start(partial(trio.run_process, docker, stdin=-1, stdout=-1))
@@ -116,25 +146,22 @@ async def test_the_next_agent_adopts_both_and_streams_of_other_proxies_go_on(hos
                 assert (host.processes("containerd"), host.processes("dockerd")) == (1, 1)
                 await run.stdin.send_all(b"go on\n")
                 output = bytes(first) + b"".join([data async for data in run.stdout])
-        assert output == WRITTEN + b"last\n"
+        assert output == b"".join(written(6000)) + b"last\n"
 
 
 async def test_logs_of_many_megabytes_lose_nothing(host: RuntimeHost, box: None) -> None:
     with host.agent():
-        started = await host.docker("run", "-d", "--network=none", "box", "sh", "-c", f"{WRITE}; sleep 1000")
+        started = await host.docker("run", "-d", "--network=none", "box", "sh", "-c", f"{write(LOGGED)}; sleep 1000")
         name = started.decode().strip()
-        output = b""
         async with trio.open_nursery() as nursery:
             # While it runs: at the end of a container dockerd 20.10 itself drops what a follower has not read yet.
             follow = partial(trio.run_process, host.docker_command("logs", "-f", name), stdout=-1, check=False)
             logs = await nursery.start(follow)
-            while len(output) < len(WRITTEN):
-                received = await logs.stdout.receive_some()
-                assert received
-                output += received
+            lines = Lines(logs.stdout)
+            for line in written(LOGGED):
+                assert await lines.next() == line
             await host.docker("rm", "-f", name)
-            assert await logs.stdout.receive_some() == b""
-        assert output == WRITTEN
+            assert await lines.next() == b""
 
 
 @pytest.mark.parametrize("daemon", ["dockerd", "containerd"])
