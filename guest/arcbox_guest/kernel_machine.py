@@ -17,6 +17,7 @@ SUPERVISED: Final = "ARCBOX_SUPERVISED"
 
 _RB_POWER_OFF: Final = 0x4321_FEDC
 _RB_AUTOBOOT: Final = 0x0123_4567
+_RB_DISABLE_CAD: Final = 0
 """reboot(2); the C library adds the magic numbers."""
 
 _PF_KTHREAD: Final = 0x0020_0000
@@ -63,10 +64,23 @@ class KernelMachine:
         if os.getpid() != 1:
             os.kill(1, signal.SIGTERM)
             return
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.reboot(ctypes.c_int(_RB_AUTOBOOT if restart else _RB_POWER_OFF)) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, f"reboot(2): {os.strerror(code)}")
+        _reboot(_RB_AUTOBOOT if restart else _RB_POWER_OFF)
+
+    def trap_ctrl_alt_delete(self) -> None:
+        """Have those keys send SIGINT to PID 1: until it asks for that, the kernel restarts with nothing synced.
+
+        Raises:
+            OSError: in a container, which has no keyboard.
+        """
+        _require_ownership()
+        _reboot(_RB_DISABLE_CAD)
+
+
+def _reboot(command: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.reboot(ctypes.c_int(command)) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"reboot(2): {os.strerror(code)}")
 
 
 def _require_ownership() -> None:

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from arcbox_agent.pid1 import machine, mounts
@@ -50,6 +51,7 @@ def run(arguments: Sequence[str]) -> NoReturn:
                 _prepare()
                 own = arguments if arguments[:1] == ["serve"] else ["serve"]
                 supervisor = Supervisor([*_this_program(), *own])
+                supervisor.trap_keys()
             supervisor.run()
         except Exception:  # noqa: BLE001  the kernel panics if this process ends
             say(f"an error of PID 1:\n{traceback.format_exc()}")
@@ -107,6 +109,11 @@ class Supervisor:
 
         self._backoff = Backoff(first=0.5, longest=10.0)
         self._kernel = KernelMachine()
+
+    def trap_keys(self) -> None:
+        """Have Ctrl-Alt-Del restart the machine in order."""
+        with suppress(OSError):  # a container has no keyboard
+            self._kernel.trap_ctrl_alt_delete()
 
     def run(self) -> NoReturn:
         """Start the agent, and again whenever it ends; until a signal ends it all."""
