@@ -1,4 +1,4 @@
-"""`python -m tools.vm image` builds the guest image; `python -m tools.vm run` boots it, with its console here."""
+"""`python -m tools.vm image` builds the guest image, `run` boots it with its console here, `figures` measures in it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from subprocess import CalledProcessError
 
 import trio
 
+from tools.vm.figures import print_figures
 from tools.vm.image import Image, image
 from tools.vm.qemu import Machine, running
 
@@ -17,7 +18,7 @@ from tools.vm.qemu import Machine, running
 def main() -> int:
     """Carry out one command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools.vm", description=__doc__)
-    parser.add_argument("command", choices=("image", "run"))
+    parser.add_argument("command", choices=("image", "run", "figures"))
     parser.add_argument("--pid1", action="store_true", help="with the agent as PID 1, in place of systemd")
     parser.add_argument("--memory", type=int, default=1024, metavar="MIB", help="of the guest; default: 1024")
     options = parser.parse_args()
@@ -30,6 +31,9 @@ def main() -> int:
         print(built.disk, built.kernel, built.initrd, sep="\n")
         return 0
     with tempfile.TemporaryDirectory(prefix="arcbox-vm-") as directory:
+        if options.command == "figures":
+            trio.run(print_figures, Path(directory))
+            return 0
         return trio.run(_run, built, Path(directory), options)
 
 

@@ -22,7 +22,7 @@ from attrs import frozen
 from tools.vm import cpio
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 ROOT: Final = Path(__file__).parents[2]
 """Of the checkout."""
@@ -47,12 +47,15 @@ root would put its directory `lib` in the place of the link of that name."""
 _MODULES: Final = ("virtio_pci", "virtio_blk", "ext4")
 """For the first root file system, with what they need."""
 
-_INPUTS: Final = ("agent", "guest", "handlers", "protocol", "deploy", "tools/deb", "tools/vm", "pyproject.toml")
+_INPUTS: Final = (
+    *("agent", "guest", "handlers", "protocol", "deploy", "tools/deb", "pyproject.toml"),
+    *("tools/vm/image.py", "tools/vm/cpio.py", "tools/vm/initrd-init"),
+)
 _SIZE: Final = "2G"
 """Of the root file system. The file is sparse."""
 
 _KEPT: Final = 3
-"""Images in the cache."""
+"""Images in the cache, and as many Debians."""
 
 
 @frozen
@@ -75,20 +78,23 @@ class Image:
         return self.directory / "initrd"
 
 
-def image() -> Image:
+def image(*more: str) -> Image:
     """The image of this checkout; built when it is not in the cache.
+
+    Args:
+        more: packages of the distribution's that it shall have besides.
 
     Raises:
         subprocess.CalledProcessError: a step of it fails, and has said why.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "arcbox-agent" / "images"
     cache.mkdir(parents=True, exist_ok=True)
-    wanted = cache / _hash(_files(_INPUTS))
+    wanted = cache / _hash(_files(_INPUTS), *more)
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not wanted.is_dir():
             print(f"Building the guest image in {wanted} ...", file=sys.stderr)
-            base = _base(cache)
+            base = _base(cache, (*_PACKAGES, *more))
             with _making(wanted) as directory:
                 _build(base, directory)
             _sweep(cache)
@@ -125,18 +131,19 @@ def _making(target: Path) -> Iterator[Path]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _base(cache: Path) -> Path:
+def _base(cache: Path, packages: Sequence[str]) -> Path:
     """A Debian without the agent, with the kernel in it."""
-    base = cache / f"base-{hashlib.sha256(repr((_SUITE, _PACKAGES, _UNPACK_KERNEL)).encode()).hexdigest()[:16]}"
+    base = cache / f"base-{hashlib.sha256(repr((_SUITE, packages, _UNPACK_KERNEL)).encode()).hexdigest()[:16]}"
     if not base.is_dir():
         with _making(base) as directory:
             slim = [f"path-exclude=/usr/share/{name}/*" for name in ("man", "locale", "info")]
             _run(
-                *("mmdebstrap", "--quiet", "--variant=essential", f"--include={','.join(_PACKAGES)}"),
+                *("mmdebstrap", "--quiet", "--variant=essential", f"--include={','.join(packages)}"),
                 *('--aptopt=APT::Install-Recommends "false"', "--dpkgopt=force-unsafe-io"),
                 *(f"--dpkgopt={option}" for option in slim),
                 *(f"--customize-hook={_UNPACK_KERNEL}", _SUITE, str(directory / "root.tar")),
             )
+    os.utime(base)
     return base
 
 
@@ -190,7 +197,10 @@ def _run(*command: str, to_stderr: bool = False) -> str:
 
 
 def _sweep(cache: Path) -> None:
-    """Remove all images but the latest."""
-    images = [path for path in cache.iterdir() if path.is_dir() and not path.name.startswith(("base-", "."))]
-    for path in sorted(images, key=lambda path: path.stat().st_mtime, reverse=True)[_KEPT:]:
+    """Remove all but the latest images, and Debians below them."""
+    kept = [path for path in cache.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    kept.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    bases = [path for path in kept if path.name.startswith("base-")]
+    images = [path for path in kept if path not in bases]
+    for path in [*images[_KEPT:], *bases[_KEPT:]]:
         shutil.rmtree(path)

@@ -6,7 +6,7 @@ import json
 import socket
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from subprocess import DEVNULL, STDOUT
+from subprocess import DEVNULL, PIPE, STDOUT
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -16,7 +16,7 @@ from tools.vm import cpio, guest_shell
 from tools.vm.vsock import VsockBackend
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 
     from tools.vm.image import Image
 
@@ -148,8 +148,10 @@ async def running(machine: Machine) -> AsyncIterator[Vm]:
             try:
                 for tag, path in machine.shares.items():
                     processes.append(await _serve_files(directory / f"{tag}.fs", path))
-                processes.append(await _open(_command(machine), None if machine.console else directory / "qemu.log"))
-                yield Vm(directory, processes[-1])
+                qemu = await _open(_command(machine), None if machine.console else directory / "qemu.log")
+                processes.append(qemu)
+                processes.append(await _leash(process.pid for process in processes))
+                yield Vm(directory, qemu)
             finally:
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + _ENDS_WITHIN):
                     for process in reversed(processes):
@@ -191,6 +193,14 @@ async def _serve_files(path: Path, shared: Path) -> trio.Process:
             raise OSError(path.with_suffix(".log").read_text())
         await trio.sleep(0.02)
     return process
+
+
+async def _leash(pids: Iterable[int]) -> trio.Process:
+    """A process that kills others when we end without having done so: its standard input ends with us."""
+    script = 'read -r line; kill -KILL "$@"'
+    return await trio.lowlevel.open_process(
+        ["sh", "-c", script, "sh", *map(str, pids)], stdin=PIPE, stderr=DEVNULL, start_new_session=True
+    )
 
 
 async def _open(command: Sequence[str], log: Path | None) -> trio.Process:
