@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from tools.vm.image import ROOT
-
 if TYPE_CHECKING:
-    from tests.vm.conftest import Bench
+    from tests.vm.conftest import Guest
 
 FILES: Final = ("test_contract_sandboxes.py", "test_contract_processes.py", "test_contract_detached.py")
 
@@ -27,20 +25,19 @@ TOO_SLOW: Final = (
 @pytest.mark.skipif(
     sys.version_info[:2] != (3, 11), reason="the guest's Python, a Debian's 3.11, takes no other's packages"
 )
-async def test_the_contract_of_sandboxes_holds_on_cgroup2_alone(bench: Bench) -> None:
-    rooms = [f"/mnt/{room}" for room in ("agent", "client", "guest", "handlers", "protocol")]
-    packages = f"/mnt/.venv/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+async def test_the_contract_of_sandboxes_holds_on_cgroup2_alone(guest: Guest) -> None:
+    rooms = [f"/mnt/checkout/{room}" for room in ("agent", "client", "guest", "handlers", "protocol")]
+    packages = f"/mnt/checkout/.venv/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
     tests = [f"tests/guest/sandboxes/{name}" for name in FILES]
     chosen = " and ".join(["crun", *(f"not {part}" for part in TOO_SLOW)])
-    async with bench.boot(shares={"checkout": ROOT}, memory_mib=1536) as guest:
-        await guest.pong()
-        await guest.shell("modprobe virtiofs && mount -t virtiofs -o ro checkout /mnt")
-        assert await guest.shell("stat -f -c %T /sys/fs/cgroup") == "cgroup2fs"
-        done = await guest.vm.run(
-            *("sh", "-c", 'cd /mnt && exec python3 -B -m pytest "$@"', "sh"),
-            *("-q", "-x", "-p", "no:cacheprovider", "--timeout", "300", "-k", chosen, *tests),
-            env={"PYTHONPATH": ":".join([*rooms, packages]), "HYPOTHESIS_STORAGE_DIRECTORY": "/run/hypothesis"},
-        )
-        assert done.status == 0, done.output
-        assert " passed" in done.output
-        print(done.output.splitlines()[-1])  # noqa: T201  how many, and how long
+    await guest.pong()
+    await guest.shell("mkdir -p /mnt/checkout && modprobe virtiofs && mount -t virtiofs -o ro checkout /mnt/checkout")
+    assert await guest.shell("stat -f -c %T /sys/fs/cgroup") == "cgroup2fs"
+    done = await guest.vm.run(
+        *("sh", "-c", 'cd /mnt/checkout && exec python3 -B -m pytest "$@"', "sh"),
+        *("-q", "-x", "-p", "no:cacheprovider", "--timeout", "300", "-k", chosen, *tests),
+        env={"PYTHONPATH": ":".join([*rooms, packages]), "HYPOTHESIS_STORAGE_DIRECTORY": "/run/hypothesis"},
+    )
+    assert done.status == 0, done.output
+    assert " passed" in done.output
+    print(done.output.splitlines()[-1])  # noqa: T201  how many, and how long
