@@ -91,6 +91,8 @@ class ExecutionHandle:
     id: str
     patience: float = 60.0
     _stdin_offset: int | None = field(init=False, default=None)
+    _stdin: trio.StrictFIFOLock = field(init=False, factory=trio.StrictFIFOLock)
+    """Held for a whole write: those of several tasks come one after the other, in the order of their calls."""
 
     async def begin(self, cmd: Sequence[str], *, stdin: bool = False, **options: Unpack[ExecOptions]) -> None:
         """Start it; one that exists already is left as it is. Arguments as `AgentClient.execution_start` has them."""
@@ -131,12 +133,14 @@ class ExecutionHandle:
     async def write_stdin(self, data: Buffer) -> None:
         """Write to its stdin; waits while the process does not read."""
         view = memoryview(data).cast("B")
-        for start in range(0, len(view), _STDIN_CHUNK):
-            await self._write(bytes(view[start : start + _STDIN_CHUNK]))
+        async with self._stdin:
+            for start in range(0, len(view), _STDIN_CHUNK):
+                await self._write(bytes(view[start : start + _STDIN_CHUNK]))
 
     async def close_stdin(self) -> None:
         """Let it see the end of its stdin."""
-        await self._write(b"", eof=True)
+        async with self._stdin:
+            await self._write(b"", eof=True)
 
     async def signal(self, signal: int) -> None:
         """Send it a signal, such as `signal.SIGTERM`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 _ID: Final = re.compile(r"(?:docker-)?([0-9a-f]{64})(?:\.scope)?")
 """The directory of a container: its id with Docker's cgroupfs driver, a scope with systemd's."""
 
-_PARENTS: Final = ("docker", "system.slice")
 _NO_LIMIT: Final = 1 << 60
 """Bytes from which on a limit of cgroup v1 is none: its largest number, rounded down to pages."""
 
@@ -52,14 +52,19 @@ def find_containers(cgroups: Path, proc: Path) -> list[ContainerUsage]:
 
 
 def _directories(hierarchy: Path) -> Iterator[tuple[str, Path]]:
-    for parent in _PARENTS:
-        try:
-            entries = list((hierarchy / parent).iterdir())
-        except OSError:
-            continue
-        for entry in entries:
+    """Those of containers, whatever their cgroup parent is: `docker`, `system.slice`, or what --cgroup-parent says."""
+    for parent in (hierarchy, *_below(hierarchy)):
+        for entry in _below(parent):
             if match := _ID.fullmatch(entry.name):
                 yield match[1], entry
+
+
+def _below(directory: Path) -> list[Path]:
+    try:
+        with os.scandir(directory) as entries:
+            return [directory / entry.name for entry in entries if entry.is_dir()]
+    except OSError:  # it is gone, or never was
+        return []
 
 
 def _read_v2(path: Path, container_id: str, proc: Path) -> ContainerUsage:

@@ -92,7 +92,7 @@ class WriteStdin(UnaryCommand[arcbox_sandbox_v1.WriteStdinRequest]):
         execution = await _find(context, request)
         if request.eof and execution.process.terminal:
             raise InvalidArgumentError("eof has no meaning for a terminal: send ^D")
-        await execution.process.write_stdin(request.offset, request.data, last=request.eof)
+        await execution.write_stdin(request.offset, request.data, last=request.eof)
         return _stdin(execution)
 
 

@@ -10,7 +10,7 @@ import uuid
 from typing import TYPE_CHECKING, Final
 
 import trio
-from attrs import define, field, frozen
+from attrs import define, field
 
 from arcbox_guest.errors import (
     ConflictError,
@@ -37,18 +37,25 @@ log = logging.getLogger(__name__)
 MOST_ENDED: Final = 256
 """Executions of a sandbox that have ended and are kept; the oldest go first."""
 
+_OVERTAKING: Final = 0.5
+"""Seconds for which a write to stdin waits for the one before it, while none is under way."""
+
 _INITIAL: Final = ".cmd"
 """The name of the initial command's process, which no id can be."""
 
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
-@frozen(eq=False)
+@define(eq=False)
 class Execution:
     """A process with an id."""
 
     sandbox_id: str
     process: DetachedProcess
+    _writing: int = field(init=False, default=0)
+    """Writes to its stdin that are under way."""
+
+    _written: trio.lowlevel.ParkingLot = field(init=False, factory=trio.lowlevel.ParkingLot)
 
     @property
     def id(self) -> str:
@@ -64,6 +71,24 @@ class Execution:
         """Seconds until it is killed; infinite for never."""
         timeout = float(self.process.facts["timeout"])
         return max(0.0, float(self.process.facts["started"]) + timeout - _since_boot()) if timeout else math.inf
+
+    async def write_stdin(self, offset: int, data: bytes, *, last: bool = False) -> None:
+        """`DetachedProcess.write_stdin`, for writes that were sent one after the other: one may overtake another.
+
+        Raises:
+            OutOfRangeError: something is missing before it, and does not come.
+        """
+        while self.process.stdin_written < offset and not self.process.stdin_closed:
+            with trio.move_on_after(math.inf if self._writing else _OVERTAKING) as patience:
+                await self._written.park()
+            if patience.cancelled_caught:
+                break
+        self._writing += 1
+        try:
+            await self.process.write_stdin(offset, data, last=last)
+        finally:
+            self._writing -= 1
+            self._written.unpark_all()
 
 
 @define(eq=False, kw_only=True)

@@ -105,6 +105,23 @@ async def test_input_is_taken_once_and_out_of_range_is_refused(rig: Rig) -> None
     assert (await wait(rig)).stdout_len == 7
 
 
+async def test_input_that_is_sent_without_waiting_for_answers_is_taken_in_order(rig: Rig) -> None:
+    await rig.sandboxes.create("box")
+    await start(rig, "cat", stdin=True)
+    pieces = [b"%d " % number for number in range(30)]
+    offset = 0
+    for number, piece in enumerate(pieces):
+        last = number == len(pieces) - 1
+        request = v1.WriteStdinRequest(**IDS, offset=offset, data=piece, eof=last)
+        await rig.peer.send(T.WriteStdinRequest, request, trace_id=f"write-{number}")
+        offset += len(piece)
+    frames = [await rig.peer.receive() for _ in pieces]
+    assert {frame.type for frame in frames} == {T.StdinStatus}
+    assert (await wait(rig)).stdout_len == offset
+    await rig.ask(T.AttachExecutionRequest, v1.AttachExecutionRequest(**IDS))
+    assert (await rig.next(v1.ExecutionEvent)).output.data == b"".join(pieces)
+
+
 async def test_a_terminal_is_resized_and_has_no_end_of_input(rig: Rig) -> None:
     await rig.sandboxes.create("box")
     size = v1.TerminalSize(width=90, height=30)
