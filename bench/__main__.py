@@ -13,7 +13,20 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from bench import connections, files, memory, network, pings, proxies, report, sandboxes, snapshots, start, system_info
+from bench import (
+    connections,
+    files,
+    memory,
+    network,
+    pings,
+    proxies,
+    report,
+    runtime,
+    sandboxes,
+    snapshots,
+    start,
+    system_info,
+)
 from bench.client import UnexpectedReplyError
 from bench.processes import ServerFailedError
 from bench.stage import Bench, Stage
@@ -30,6 +43,7 @@ BENCHES = (
     Bench("files", "MmapReadFile of 1 and 32 MiB", files.measure),
     Bench("system-info", "GetSystemInfo", system_info.measure),
     Bench("proxies", "the relay to the Docker API", proxies.measure),
+    Bench("runtime", "containerd and dockerd: from the request to ready, and to tell", runtime.measure),
     Bench("start", "from exec to the first pong", start.measure),
     Bench("sandboxes", "sandboxes: create, run, output, many at once", sandboxes.measure),
     Bench("snapshots", "checkpoint and restore of many files and of a large one", snapshots.measure),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _NEEDED: Final = ("dockerd", "containerd", "docker")
-_ALONE: Final = ("--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false")
+ALONE: Final = ("--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false")
 _CONTAINER: Final = "box"
 
 
@@ -66,10 +66,10 @@ def idle_container(directory: Path, rootfs: Path) -> Iterator[Container]:
     address = f"--host=unix://{home / 'docker.sock'}"
     docker = ("docker", address)
     options = [f"--{name}={home / name}" for name in ("data-root", "exec-root", "pidfile")]
-    options += [f"--cgroup-parent=/{directory.name}", *_ALONE]
+    options += [f"--cgroup-parent=/{directory.name}", *ALONE]
     log = home / "log"
     with _cgroups(directory.name), running(["dockerd", address, *options], log) as daemon:
-        _wait_until_it_answers(home / "docker.sock", daemon, log)
+        wait_until_it_answers(home / "docker.sock", daemon, log)
         with subprocess.Popen(["tar", "-cC", rootfs, "."], stdout=subprocess.PIPE) as tar:  # noqa: S607
             _call([*docker, "import", "-", "rootfs"], tar.stdout.fileno() if tar.stdout else subprocess.DEVNULL)
         _call([*docker, "run", "--detach", "--network=none", f"--name={_CONTAINER}", "rootfs", "sleep", "1000000"])
@@ -94,12 +94,13 @@ def _call(command: Sequence[str], stdin: int = subprocess.DEVNULL) -> None:
     subprocess.run(command, stdin=stdin, stdout=subprocess.DEVNULL, check=True)
 
 
-def _wait_until_it_answers(path: Path, daemon: subprocess.Popen[bytes], log: Path) -> None:
+def wait_until_it_answers(path: Path, daemon: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until a daemon answers on its socket; raises ServerFailedError."""
     deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline and daemon.poll() is None:
         if _answers(path):
             return
-        time.sleep(0.05)
+        time.sleep(0.01)
     raise ServerFailedError(f"dockerd does not answer; it said:\n{last_lines(log)}")
 
 

@@ -174,11 +174,11 @@ def qemu_ga(command: str, directory: Path) -> Iterator[Server]:
     options = {"method": "unix-listen", "path": path, "statedir": directory, "block-rpcs": dangerous}
     options["pidfile"] = directory / "qemu-ga.pid"
     with running([command, *(f"--{name}={value}" for name, value in options.items())], log) as process:
-        _wait_until_listening(path, process, log)
+        wait_until_listening(path, process, log)
         yield Server(path, process.pid)
 
 
-def _wait_until_listening(path: Path, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_until_listening(path: Path, process: subprocess.Popen[bytes], log: Path) -> None:
     """For servers that tell nobody when they are ready."""
     deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline and process.poll() is None:

@@ -152,6 +152,7 @@ class ContainerRuntime:
     _limiter: trio.CapacityLimiter = field(init=False, factory=lambda: trio.CapacityLimiter(2))
     _starting: bool = field(init=False, default=False)
     _wanted: trio.Event = field(init=False, factory=trio.Event)
+    _start_ended: trio.Event = field(init=False, factory=trio.Event)
     _failure: str = field(init=False, default="")
     """Why the last start failed; empty when it did not."""
 
@@ -179,6 +180,8 @@ class ContainerRuntime:
                 await self._start()
                 self._wanted = trio.Event()
                 self._starting = False
+                self._start_ended.set()
+                self._start_ended = trio.Event()
 
     async def ensure(self, *, start: bool) -> RuntimeState:
         """What the runtime is doing; with `start`, begin to start it if that is nothing. Takes less than 0.05 s."""
@@ -204,7 +207,8 @@ class ContainerRuntime:
         """Have it started, and wait until it is ready or can't be."""
         state = await self.ensure(start=True)
         while state.phase in (Phase.NOT_STARTED, Phase.STARTING):
-            await trio.sleep(_POLL)
+            with trio.move_on_after(_POLL):
+                await self._start_ended.wait()
             state = await self.state()
         return state
 
