@@ -200,6 +200,19 @@ async def test_a_pool_that_runs_out_is_told_at_once(machine: Machine) -> None:
             await client.sandbox_create("without", network=NONE)
 
 
+async def test_a_network_that_another_interface_is_in_is_refused_and_both_are_named(
+    machine: Machine, agent: RunningAgent, client: AgentClient
+) -> None:
+    await in_guest(agent, "ip", "link", "add", "br-docker", "type", "bridge")
+    await in_guest(agent, "ip", "address", "add", "172.20.128.1/17", "dev", "br-docker")
+    await client.sandbox_create("box", network=TAP)
+    await machine.until(client, "box", "failed")
+    reason = "172.20.0.0/16 is in use: br-docker has 172.20.128.1/17"
+    assert reason in (await client.sandbox_inspect("box")).error
+    await in_guest(agent, "ip", "link", "delete", "br-docker")
+    await machine.ready(client, "again", network=TAP)
+
+
 async def test_where_it_is_off_a_network_is_refused_and_none_is_the_default(machine: Machine) -> None:
     with machine.running():
         async with machine.client() as client:

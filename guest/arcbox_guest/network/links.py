@@ -6,10 +6,13 @@ pyroute2 takes 0.2 s to import, so it is imported by the first sandbox that has 
 from __future__ import annotations
 
 import os
+import socket
 from contextlib import contextmanager
+from ipaddress import IPv4Interface
 from typing import TYPE_CHECKING, Final
 
 from arcbox_guest import linux
+from arcbox_guest.errors import ConflictError
 from arcbox_guest.network.addresses import LINK_PREFIX, gateway_of
 
 if TYPE_CHECKING:
@@ -25,9 +28,15 @@ INSIDE: Final = "eth0"
 
 
 def add_bridge(name: str, network: IPv4Network) -> None:
-    """Make the bridge, or bring the one that is there into the state that it should have."""
+    """Make the bridge, or bring the one that is there into the state that it should have.
+
+    Raises:
+        ConflictError: another interface has an address in its network: answers to sandboxes would go there.
+        OSError: it can't be made.
+    """
     with _routing_socket() as netlink:
         index = _find(netlink, name)
+        _check_unused(netlink, network, index)
         if index is None:
             netlink.link("add", ifname=name, kind="bridge")
             index = _find(netlink, name)
@@ -36,6 +45,15 @@ def add_bridge(name: str, network: IPv4Network) -> None:
         if gateway not in addresses:
             netlink.addr("add", index=index, address=gateway, prefixlen=network.prefixlen)
         netlink.link("set", index=index, state="up")
+
+
+def _check_unused(netlink: IPRoute, network: IPv4Network, bridge: int | None) -> None:
+    """Docker takes networks for its own from the same range, but none that an interface has already."""
+    for message in netlink.get_addr(family=socket.AF_INET):
+        other = IPv4Interface(f"{message.get_attr('IFA_ADDRESS')}/{message['prefixlen']}")
+        if message["index"] != bridge and other.network.overlaps(network):
+            owner = message.get_attr("IFA_LABEL")
+            raise ConflictError(f"{network} is in use: {owner} has {other}; the setting network.subnet has others")
 
 
 def connect(lease: Lease, bridge: str, namespace: int) -> None:
