@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _NEEDED: Final = ("dockerd", "containerd", "docker")
 ALONE: Final = ("--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false")
 _CONTAINER: Final = "box"
+CONTAINER: Final = f"{_CONTAINER}:"
+"""What a path in the container begins with, for `Container.copy`."""
 
 
 @frozen
@@ -35,6 +37,10 @@ class Container:
         subprocess.run(
             [*self._docker, "exec", _CONTAINER, *command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True
         )
+
+    def copy(self, source: str, target: str) -> None:
+        """Copy a file; the container's is `CONTAINER` and a path."""
+        _call([*self._docker, "cp", "--quiet", source, target])
 
     def stream(self, *command: str) -> int:
         """Run a command in it; how many bytes it wrote."""

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from typing import TYPE_CHECKING
 
 from attrs import define, field
 
-from arcbox_protocol import FrameDecoder, MessageType, encode_frame, sandbox_v1
+from arcbox_protocol import FrameDecoder, MessageType, arcbox_sandbox_v1, encode_frame, sandbox_v1
 from bench.client import UnexpectedReplyError
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from google.protobuf.message import Message
 
     from arcbox_protocol import Frame
 
+_TRACE_ID = "4bf92f3577b34da6"
+_PATIENCE = 30
+"""Seconds for an execution."""
+
+_CHUNK = 1 << 20
 _BUFFER = 1 << 20
 _LENGTH = struct.Struct(">I")
 _LAST_FRAME = 1024
@@ -90,6 +96,29 @@ class SandboxHost:
         self._send(MessageType.SandboxRunRequest, sandbox_v1.RunRequest(id=sandbox_id, cmd=command))
         self._check_exit(self._receive().payload)
 
+    def execute(self, sandbox_id: str, *command: str) -> None:
+        """Start a command as an execution, and wait for its end by itself."""
+        start = arcbox_sandbox_v1.StartExecutionRequest(sandbox_id=sandbox_id, cmd=command)
+        started = arcbox_sandbox_v1.Execution.FromString(self._ask(MessageType.StartExecutionRequest, start).payload)
+        wait = arcbox_sandbox_v1.WaitExecutionRequest(
+            sandbox_id=sandbox_id, execution_id=started.id, timeout_seconds=_PATIENCE
+        )
+        ended = arcbox_sandbox_v1.Execution.FromString(self._ask(MessageType.WaitExecutionRequest, wait).payload)
+        if ended.exit_status.WhichOneof("status") != "code" or ended.exit_status.code:
+            raise UnexpectedReplyError(f"the execution ended with {ended.exit_status} {ended.error}")
+
+    def write_file(self, sandbox_id: str, path: str, chunks: Sequence[bytes]) -> None:
+        """Write a file, of chunks as they are on the wire."""
+        self._send(MessageType.SandboxFileWriteRequest, sandbox_v1.WriteFileOpen(id=sandbox_id, path=path))
+        for chunk in chunks:
+            self.connection.sendall(chunk)
+        self._receive()
+
+    def read_file(self, sandbox_id: str, path: str) -> int:
+        """Read a file; how many bytes came in the frames of its data. They are counted, not looked at."""
+        self._send(MessageType.SandboxFileReadRequest, sandbox_v1.ReadFileRequest(id=sandbox_id, path=path))
+        return _read_frames(self.connection, lambda payload: sandbox_v1.FileChunk.FromString(payload).done)
+
     def stream(self, sandbox_id: str, *command: str) -> int:
         """Run a command; how many bytes came in the frames of its output. They are counted, not looked at."""
         self._send(MessageType.SandboxRunRequest, sandbox_v1.RunRequest(id=sandbox_id, cmd=command))
@@ -101,7 +130,7 @@ class SandboxHost:
 
     def _send(self, kind: MessageType, message: Message | None) -> None:
         payload = b"" if message is None else message.SerializeToString()
-        self.connection.sendall(encode_frame(kind, "4bf92f3577b34da6", payload))
+        self.connection.sendall(encode_frame(kind, _TRACE_ID, payload))
 
     def _receive(self) -> Frame:
         while not self._frames:
@@ -116,6 +145,15 @@ class SandboxHost:
         if output.done and output.exit_code != 0:
             raise UnexpectedReplyError(f"the command ended with {output.exit_code}")
         return output.done
+
+
+def file_chunks(size: int) -> list[bytes]:
+    """The frames of a file's content, for `SandboxHost.write_file`."""
+    data = os.urandom(_CHUNK)
+    chunk = sandbox_v1.FileChunk(data=data).SerializeToString()
+    last = sandbox_v1.FileChunk(done=True).SerializeToString()
+    payloads = [chunk] * (size // _CHUNK) + [last]
+    return [encode_frame(MessageType.SandboxFileChunk, _TRACE_ID, payload) for payload in payloads]
 
 
 def _some(connection: socket.socket) -> bytes:

@@ -65,7 +65,7 @@ def measure(stage: Stage) -> list[Figure]:
     events.subscribe()
     host.create(events, "box", memory_mib=256)
     crun.prepare(rootfs)
-    container = _container(stage, rootfs)
+    container = idle_container(stage, rootfs)
     return [
         _creating(stage, host, events, crun),
         *_running(stage, host, crun, container),
@@ -83,7 +83,7 @@ def why_not() -> str:
     return f"not installed: {', '.join(missing)}" if missing else ""
 
 
-def _container(stage: Stage, rootfs: Path) -> Container | None:
+def idle_container(stage: Stage, rootfs: Path) -> Container | None:
     """Docker's, where there is one to be had."""
     why = docker.why_not()
     try:
