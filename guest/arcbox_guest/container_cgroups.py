@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from attrs import frozen
@@ -13,7 +13,6 @@ from arcbox_guest.proc_files import network_bytes, number, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 _ID: Final = re.compile(r"(?:docker-)?([0-9a-f]{64})(?:\.scope)?")
 """The directory of a container: its id with Docker's cgroupfs driver, a scope with systemd's."""
@@ -44,30 +43,33 @@ class ContainerUsage:
 def find_containers(cgroups: Path, proc: Path) -> list[ContainerUsage]:
     """The containers that have a cgroup, by id. May take a millisecond for each."""
     if (cgroups / "cgroup.controllers").exists():
-        found = {key: partial(_read_v2, path) for key, path in _directories(cgroups)}
+        pids, read = cgroups, _read_v2
     else:
-        found = {key: partial(_read_v1, cgroups, path) for key, path in _directories(cgroups / "memory")}
-    usages = [read(key, proc) for key, read in sorted(found.items())]
-    return [usage for usage in usages if usage.pids]  # a directory without processes is a leftover
+        pids, read = cgroups / "pids", _read_v1
+    # A directory without processes is a leftover.
+    found = {key: below for key, below in _directories(pids) if number(pids / below / "pids.current")}
+    return [read(cgroups, below, key, proc) for key, below in sorted(found.items())]
 
 
 def _directories(hierarchy: Path) -> Iterator[tuple[str, Path]]:
     """Those of containers, whatever their cgroup parent is: `docker`, `system.slice`, or what --cgroup-parent says."""
-    for parent in (hierarchy, *_below(hierarchy)):
-        for entry in _below(parent):
-            if match := _ID.fullmatch(entry.name):
-                yield match[1], entry
+    for parent in (Path(), *map(Path, _names(hierarchy))):
+        for name in _names(hierarchy / parent):
+            if match := _ID.fullmatch(name):
+                yield match[1], parent / name
 
 
-def _below(directory: Path) -> list[Path]:
+def _names(directory: Path) -> list[str]:
+    """Of the directories in one."""
     try:
         with os.scandir(directory) as entries:
-            return [directory / entry.name for entry in entries if entry.is_dir()]
+            return [entry.name for entry in entries if entry.is_dir()]
     except OSError:  # it is gone, or never was
         return []
 
 
-def _read_v2(path: Path, container_id: str, proc: Path) -> ContainerUsage:
+def _read_v2(cgroups: Path, below: Path, container_id: str, proc: Path) -> ContainerUsage:
+    path = cgroups / below
     io = [field.partition("=") for field in text(path / "io.stat").split()]
     received, sent = _network(path, proc)
     return ContainerUsage(
@@ -83,8 +85,8 @@ def _read_v2(path: Path, container_id: str, proc: Path) -> ContainerUsage:
     )
 
 
-def _read_v1(cgroups: Path, memory: Path, container_id: str, proc: Path) -> ContainerUsage:
-    below = memory.relative_to(cgroups / "memory")
+def _read_v1(cgroups: Path, below: Path, container_id: str, proc: Path) -> ContainerUsage:
+    memory = cgroups / "memory" / below
     blkio = [line.split() for line in text(cgroups / "blkio" / below / "blkio.throttle.io_service_bytes").splitlines()]
     limit = number(memory / "memory.limit_in_bytes")
     received, sent = _network(memory, proc)
