@@ -11,7 +11,7 @@ from bench import docker, processes
 from bench.figures import Samples, Target, compare
 from bench.rounds import interleave
 from bench.sandbox_host import SandboxHost, file_chunks
-from bench.sandboxes import idle_container, why_not
+from bench.sandboxes import idle_container, repeat, why_not
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,8 +43,8 @@ def measure(stage: Stage) -> list[Figure]:
 
 def _executing(stage: Stage, host: SandboxHost) -> Figure:
     contenders = {
-        "agent": stage.seconds_each(lambda times: [host.execute("box", "/bin/true") for _ in range(times)]),
-        _RUN: stage.seconds_each(lambda times: [host.run("box", "/bin/true") for _ in range(times)]),
+        "agent": stage.seconds_each(lambda times: repeat(times, lambda: host.execute("box", "/bin/true"))),
+        _RUN: stage.seconds_each(lambda times: repeat(times, lambda: host.run("box", "/bin/true"))),
     }
     samples = {name: taken.scaled(1e3) for name, taken in interleave(contenders, stage.rounds).items()}
     return compare("execution, start to exit", "ms", samples["agent"], samples[_RUN], Target("ratio", "≤", 1.5))

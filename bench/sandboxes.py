@@ -118,11 +118,11 @@ def _creating(stage: Stage, host: SandboxHost, events: SandboxHost, crun: CrunBy
 
 def _running(stage: Stage, host: SandboxHost, crun: CrunByHand, container: Container | None) -> list[Figure]:
     contenders = {
-        "agent": stage.seconds_each(lambda times: _repeat(times, lambda: host.run("box", "/bin/true"))),
-        _BY_HAND: stage.seconds_each(lambda times: _repeat(times, lambda: crun.execute("box", "/bin/true"))),
+        "agent": stage.seconds_each(lambda times: repeat(times, lambda: host.run("box", "/bin/true"))),
+        _BY_HAND: stage.seconds_each(lambda times: repeat(times, lambda: crun.execute("box", "/bin/true"))),
     }
     if container is not None:
-        contenders[_DOCKER] = stage.seconds_each(lambda times: _repeat(times, lambda: container.execute("/bin/true")))
+        contenders[_DOCKER] = stage.seconds_each(lambda times: repeat(times, lambda: container.execute("/bin/true")))
     samples = {name: taken.scaled(1e3) for name, taken in interleave(contenders, stage.rounds).items()}
     targets = {_BY_HAND: Target("ratio", "≤", 1.3)}
     return [
@@ -214,7 +214,8 @@ def _timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def _repeat(times: int, work: Callable[[], None]) -> None:
+def repeat(times: int, work: Callable[[], None]) -> None:
+    """Do it so often."""
     for _ in range(times):
         work()
 

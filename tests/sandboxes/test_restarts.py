@@ -121,3 +121,29 @@ async def test_many_sandboxes_are_adopted_and_each_runs_what_it_is_given(machine
                 for name in names:
                     async with client.sandbox_run(name, ["hostname"]) as session:
                         assert (await session.collect()).stdout.decode().strip() == name
+
+
+async def test_a_forwarded_port_leads_to_its_sandbox_when_the_agent_was_killed(machine: Machine) -> None:
+    async def get(port: int) -> bytes:
+        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+            await stream.send_all(b"GET /index.html HTTP/1.0\r\n\r\n")
+            return b"".join([piece async for piece in stream])
+
+    async with leaving_sandboxes(machine):
+        with machine.running():
+            async with machine.client() as client:
+                await machine.ready(client, "box")
+                await client.file_write("box", "/index.html", b"here")
+                await client.execution_start("box", ["httpd", "-f", "-p", "8080", "-h", "/"])
+                await client.wait_for_port("box", 8080, timeout=20)
+                port = await client.port_forward("box", 8080)
+                taken_back = await client.port_forward("box", 8081)
+                await client.port_forward_remove("box", 8081)
+                assert (await get(port)).endswith(b"here")
+                machine.process.kill()
+        with machine.running():
+            async with machine.client() as client:
+                assert await client.port_forward("box", 8080) == port
+                assert (await get(port)).endswith(b"here")
+                with pytest.raises(OSError, match=str(taken_back)):
+                    await get(taken_back)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from arcbox_guest.network.network import SandboxNetwork
     from arcbox_guest.sandboxes.driver import Driver, Process
     from arcbox_guest.sandboxes.events import EventHub
-    from arcbox_guest.sandboxes.model import IdleAction, Sandbox
+    from arcbox_guest.sandboxes.model import Forward, IdleAction, Sandbox
     from arcbox_guest.sandboxes.records import Records
     from arcbox_guest.sandboxes.times import Times
 
@@ -259,6 +259,11 @@ class Life:
         self.sandbox = evolve(sandbox, on_idle=sandbox.on_idle if on_idle is None else on_idle)
         self.lifetime.touch()
         self.lifetime.reconsider()
+        await self._record_change()
+
+    async def set_forwards(self, forwards: tuple[Forward, ...]) -> None:
+        """Keep which ports lead to it; it is on record when this returns."""
+        self.sandbox = evolve(self.sandbox, forwards=forwards)
         await self._record_change()
 
     async def _record_change(self) -> None:

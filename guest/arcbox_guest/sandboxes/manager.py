@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from arcbox_guest.sandboxes.driver import Driver, Process
     from arcbox_guest.sandboxes.events import EventHub, Subscription
     from arcbox_guest.sandboxes.executions import Executions
-    from arcbox_guest.sandboxes.model import Action, ExecSpec, IdleAction, Statistics
+    from arcbox_guest.sandboxes.model import Action, ExecSpec, Forward, IdleAction, Statistics
     from arcbox_guest.sandboxes.ownership import DataDirectory
     from arcbox_guest.sandboxes.records import Records
 
@@ -293,6 +293,14 @@ class SandboxManager:
         """
         life = await self._use(sandbox_id)
         await life.set_limits(ttl=ttl, idle_timeout=idle_timeout, on_idle=on_idle)
+
+    async def set_forwards(self, sandbox_id: str, forwards: tuple[Forward, ...]) -> None:
+        """Keep for the next agent which ports lead to a sandbox.
+
+        Raises:
+            NotFoundError: there is none with that id.
+        """
+        await self._find(sandbox_id).set_forwards(forwards)
 
     async def reach(self, sandbox_id: str, what: str) -> None:
         """Count a sandbox as used, if it has files and a network.

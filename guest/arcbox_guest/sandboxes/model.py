@@ -166,6 +166,19 @@ class Spec:
     """Seconds from its creation until it is removed by force; 0 is never."""
 
 
+@frozen
+class Forward:
+    """A port of the guest that leads to a sandbox's."""
+
+    port: int
+    """The sandbox's."""
+
+    transport: str
+    """`TCP` or `UDP`."""
+
+    guest_port: int
+
+
 @frozen(kw_only=True)
 class Sandbox:
     """What is known of a sandbox: its record. A change makes a new one (`attrs.evolve`)."""
@@ -193,6 +206,9 @@ class Sandbox:
 
     on_idle: IdleAction = IdleAction.KILL
     """What happens then."""
+
+    forwards: tuple[Forward, ...] = ()
+    """Ports that lead to it, for the next agent."""
 
     driver: str = ""
     """The name of the driver that made it."""

@@ -1,7 +1,8 @@
 """Ports of the guest that lead to ports of sandboxes.
 
 Whatever connects is connected to the sandbox's loopback, from inside of its network namespace: what listens there is
-reached, with or without a network of its own. A forwarding ends with its sandbox, and with the agent.
+reached, with or without a network of its own. A forwarding ends with its sandbox. With the agent end its connections:
+the next agent forwards the same port again.
 """
 
 from __future__ import annotations
@@ -26,8 +27,12 @@ from arcbox_guest.errors import (
 )
 from arcbox_guest.linux import in_network
 from arcbox_guest.relay import SocketPair
+from arcbox_guest.sandboxes import states
+from arcbox_guest.sandboxes.model import Forward
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from arcbox_guest.sandboxes.manager import SandboxManager
 
 log = logging.getLogger(__name__)
@@ -45,6 +50,9 @@ _CONNECT_WITHIN: Final = 10.0
 
 _RETRY: Final = 0.1
 """Seconds after a failure to accept, of which the next attempt knows nothing: too many open files, say."""
+
+_OPENED_AGAIN: Final = 0.5
+"""Seconds after which it is looked again for what former agents forwarded, while another agent has the sandboxes."""
 
 _UDP_IDLE: Final = 60.0
 """Seconds after the last datagram, either way, for which answers find their way back; as conntrack has it for UDP."""
@@ -101,6 +109,9 @@ class PortForwards:
     _nursery: trio.Nursery | None = field(init=False, default=None)
     """None while `run` does not run."""
 
+    _restored: trio.Event = field(init=False, factory=trio.Event)
+    """Set when what former agents forwarded is forwarded again."""
+
     _limiter: trio.CapacityLimiter = field(init=False, factory=lambda: trio.CapacityLimiter(_THREADS))
 
     async def run(self) -> None:
@@ -108,10 +119,12 @@ class PortForwards:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                await self._restore(nursery)
                 await trio.sleep_forever()
         finally:
             self._nursery = None
             self._forwardings.clear()
+            self._restored = trio.Event()
 
     async def add(self, sandbox_id: str, port: int, transport: Transport) -> int:
         """Forward a port of the guest to a sandbox's port; the same one if that is forwarded already.
@@ -130,11 +143,14 @@ class PortForwards:
         await self._manager.reach(sandbox_id, "its ports")
         if self._nursery is None:
             raise UnavailableError("no port can be forwarded: the agent is ending, or its log says why")
+        nursery = self._nursery
+        await self._restored.wait()
         key = _Key(sandbox_id, port, transport)
         if key not in self._forwardings:
-            listening = _listen(transport)
-            self._forwardings[key] = _Forwarding(listening.getsockname()[1])
-            self._nursery.start_soon(self._serve, key, self._forwardings[key], listening)
+            self._begin(nursery, key, _listen(transport, PORTS))
+            guest_port = self._forwardings[key].guest_port
+            await self._record(sandbox_id)
+            return guest_port
         return self._forwardings[key].guest_port
 
     async def remove(self, sandbox_id: str, port: int, transport: Transport) -> None:
@@ -148,6 +164,38 @@ class PortForwards:
             raise NotFoundError(f"{transport.name} port {port} of sandbox {sandbox_id[:80]!r} is not forwarded")
         forwarding.ending.cancel()
         await forwarding.ended.wait()
+        await self._record(sandbox_id)
+
+    async def _restore(self, nursery: trio.Nursery) -> None:
+        """Forward again what former agents did, from the same ports."""
+        while True:
+            try:
+                await self._manager.opened()
+                break
+            except UnavailableError:
+                await trio.sleep(_OPENED_AGAIN)
+        for sandbox in self._manager.list():
+            for forward in sandbox.forwards if sandbox.state in states.ALIVE else ():
+                key = _Key(sandbox.id, forward.port, Transport[forward.transport])
+                try:
+                    self._begin(nursery, key, _listen(key.transport, [forward.guest_port]))
+                except UnavailableError as error:
+                    extra = {"sandbox": sandbox.id, "port": forward.port, "reason": str(error)}
+                    log.warning("port not forwarded again", extra=extra)
+        self._restored.set()
+
+    def _begin(self, nursery: trio.Nursery, key: _Key, listening: socket.socket) -> None:
+        forwarding = self._forwardings[key] = _Forwarding(listening.getsockname()[1])
+        nursery.start_soon(self._serve, key, forwarding, listening)
+
+    async def _record(self, sandbox_id: str) -> None:
+        forwards = tuple(
+            Forward(key.port, key.transport.name, forwarding.guest_port)
+            for key, forwarding in self._forwardings.items()
+            if key.sandbox_id == sandbox_id
+        )
+        with suppress(NotFoundError):  # it was removed meanwhile
+            await self._manager.set_forwards(sandbox_id, forwards)
 
     async def _serve(self, key: _Key, forwarding: _Forwarding, listening: socket.socket) -> None:
         """Forward, until that is taken back or the sandbox ends."""
@@ -265,10 +313,10 @@ class PortForwards:
             del peers[address]
 
 
-def _listen(transport: Transport) -> socket.socket:
-    """A socket on a free port of `PORTS`."""
-    start = random.randrange(len(PORTS))  # noqa: S311  no secret: so that one that was just given up rests
-    for port in (*PORTS[start:], *PORTS[:start]):
+def _listen(transport: Transport, ports: Sequence[int]) -> socket.socket:
+    """A socket on a free port among some."""
+    start = random.randrange(len(ports))  # noqa: S311  no secret: so that one that was just given up rests
+    for port in (*ports[start:], *ports[:start]):
         listening = socket.socket(socket.AF_INET, transport.value)
         try:
             if transport is Transport.TCP:
@@ -283,7 +331,7 @@ def _listen(transport: Transport) -> socket.socket:
         else:
             listening.setblocking(False)
             return listening
-    raise UnavailableError(f"no port can be forwarded: {PORTS[0]} to {PORTS[-1]} are all in use")
+    raise UnavailableError(f"no port can be forwarded: {ports[0]} to {ports[-1]} are all in use")
 
 
 def _plain(opened: trio.socket.SocketType) -> socket.socket:
