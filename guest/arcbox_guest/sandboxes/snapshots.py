@@ -81,7 +81,8 @@ class Snapshots:
         document = {"version": _VERSION, "snapshot": asdict(snapshot)}
         path = self.path(snapshot.id) / _FILE
         try:
-            await self._call(lambda: replace_file(path, json.dumps(document, indent=1).encode()))
+            # Not durable: it would wait for the snapshot's files, which may be gigabytes, to be written back.
+            await self._call(lambda: replace_file(path, json.dumps(document, indent=1).encode(), durable=False))
         except OSError as error:
             raise GuestError(f"the snapshot can't be kept: {error.strerror or error}") from error
         self._known[snapshot.id] = snapshot
