@@ -200,7 +200,8 @@ class Story:
         for client in self.clients:
             client.scope.cancel()
         await self.come_to_rest()
-        assert all(client.over for client in self.clients)
+        for client in self.clients:
+            await client.ended.wait()
         assert State.RUNNING not in {s.state for s in self.known().values() if not s.spec.cmd}
         for sandbox_id in self.known():
             # Gone meanwhile, if its time was up.

@@ -5,6 +5,7 @@ it writes. All that a next agent needs is in the session's directory before the 
 
     session.json    what was asked for, and the number of the process's group
     conmon          conmon's process id and start time
+    begun           is there once conmon is executed
     process.json    the process's configuration, for the runtime
     pid             the process's id, once it runs
     exit/<sandbox>  its exit status, from conmon
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 from attrs import asdict, define, field, frozen
 
-from arcbox_guest.child import PidFd
+from arcbox_guest.child import PidFd, start_time
 from arcbox_guest.errors import ConflictError
 from arcbox_guest.sandboxes.detached import Channel, DetachedSpec, Exit, Piece
 from arcbox_guest.sandboxes.model import SIGNALLED
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from arcbox_guest.sandboxes.oci.recording import Ends, Recorder
     from arcbox_guest.sandboxes.oci.runtime import Runtime
 
-_GATE: Final = ("/bin/sh", "-c", 'cd "$0" && read go && exec "$@" <&3 3<&-')
+_GATE: Final = ("/bin/sh", "-c", 'cd "$0" && read go && : >begun && exec "$@" <&3 3<&-')
 """Executes a command, in a directory and with file 3 as its stdin, once it was given a line: conmon has to be in its
 cgroup, and on record, before it starts anything. Nothing is executed when the agent is killed before."""
 
@@ -76,6 +77,8 @@ class Sessions:
 
     group: Callable[[int], ProcessGroup]
     sandbox_is_ending: Callable[[], bool]
+    unattended: set[DetachedSession]
+    """Those that were started and nobody has called `run` of: whoever ends the sandbox, or the agent, closes them."""
 
     def prepare(self, spec: DetachedSpec, number: int, configuration: bytes | CommandError) -> DetachedSession:
         """Make a session's directory, with all that is to be on record. Blocks.
@@ -107,13 +110,22 @@ class Sessions:
         return session
 
     def find(self) -> list[DetachedSession]:
-        """Those that are there. Blocks."""
+        """Those that were ever started. Blocks.
+
+        A former agent may have been killed before it could start one, and nobody was told of that: it is removed, so
+        that who asks for it again gets it.
+        """
         found = []
         for path in sorted(self.directory.iterdir()) if self.directory.exists() else ():
-            with suppress(OSError, ValueError):  # it was being made, or removed, when the agent was killed
+            try:
                 session = self._session(path.name, json.loads((path / "session.json").read_bytes()))
+            except (OSError, ValueError):  # the agent was killed while it was made, or removed
+                session = None
+            if session is not None and session.was_started():
                 session.look()
                 found.append(session)
+            else:
+                remove_tree(path)
         return found
 
     def _session(self, name: str, facts: Mapping[str, Any]) -> DetachedSession:
@@ -173,10 +185,13 @@ class DetachedSession:
         return self.exit
 
     async def run(self) -> Exit:
+        self._sessions.unattended.discard(self)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.recording.follow)
                 if self.exit is None:
+                    if self._conmon is None:
+                        self._conmon = await trio.to_thread.run_sync(_conmon_of, self.recording.directory)
                     if self._conmon is not None:
                         await self._conmon.wait()
                     await trio.to_thread.run_sync(self._see_exit)
@@ -186,10 +201,17 @@ class DetachedSession:
                 self.recording.give_up()
                 nursery.cancel_scope.cancel()
         finally:
-            self.recording.close()
-            if self._conmon is not None:
-                self._conmon.close()
+            self.close()
         return await self.wait()
+
+    def close(self) -> None:
+        """Let go of a process that nobody waits for. It goes on, and is recorded."""
+        self.recording.close()
+        if self._conmon is not None:
+            if self._conmon.ended():
+                self._conmon.reap()
+            self._conmon.close()
+            self._conmon = None
 
     async def signal(self, number: int) -> None:
         with trio.move_on_after(_STARTING):
@@ -215,6 +237,7 @@ class DetachedSession:
         with self.recording.opened() as ends:
             await self.recording.open(new=True)
             await namespace.run(self._start, ends)
+        self._sessions.unattended.add(self)
 
     def _start(self, ends: Ends) -> None:
         """Have conmon start the process. Blocks; to be called in the driver's namespace.
@@ -229,10 +252,11 @@ class DetachedSession:
             self._conmon = PidFd.open(pid)
             try:
                 self._group.enter(pid)
-                _replace(self._path("conmon"), f"{pid} {_start_time(pid)}".encode())
+                _replace(self._path("conmon"), f"{pid} {start_time(pid)}".encode())
                 os.write(go, b"go\n")
             except OSError:
                 self._conmon.signal(signal.SIGKILL)
+                self._conmon.reap()
                 raise
         finally:
             os.close(gate)
@@ -256,7 +280,7 @@ class DetachedSession:
     def discard(self) -> None:
         """Have nothing of a process that could not be started. Blocks for a moment."""
         self._group.kill()
-        self.recording.close()
+        self.close()
         self._group.remove()
         remove_tree(self.recording.directory)
 
@@ -269,20 +293,24 @@ class DetachedSession:
         self._path("recorded").write_bytes(recorder.ENDED)
         self._end(Exit(code=error.exit_code, at=time.time(), error=str(error)))
 
+    def was_started(self) -> bool:
+        """Whether it was executed, or can't be, before the agent was killed. Blocks for a moment."""
+        if self._path("exit.json").exists() or self._path("begun").exists():
+            return True
+        conmon = _conmon_of(self.recording.directory)
+        if conmon is not None:  # it is at the gate: it has its line, or sees now that it gets none
+            deadline = time.monotonic() + _STARTING
+            while not (self._path("begun").exists() or conmon.ended() or time.monotonic() > deadline):
+                time.sleep(_POLL)
+            conmon.discard()
+        return self._path("begun").exists()
+
     def look(self) -> None:
         """Find out what became of it. Blocks."""
         self.recording.look()
         with suppress(FileNotFoundError):
             self.exit = Exit(**json.loads(self._path("exit.json").read_bytes()))
             self._ended.set()
-            return
-        with suppress(FileNotFoundError, ProcessLookupError):
-            pid, started = map(int, self._path("conmon").read_bytes().split())
-            watch = PidFd.open(pid)
-            if _start_time(pid) == started:
-                self._conmon = watch
-            else:
-                watch.discard()  # in a thread, and nobody can be waiting
 
     def _argv(self) -> list[str]:
         runtime_options = ["--console-socket=console"] if self.terminal else []
@@ -358,6 +386,31 @@ def session_numbers(directory: Path) -> set[int]:
     return numbers
 
 
+def reap(directory: Path) -> None:
+    """Reap the conmons of all sessions in a directory, which were killed. Blocks.
+
+    They are children of this process if it has started them, and nobody may be watching them: the sandbox was not
+    adopted, say.
+    """
+    for path in directory.iterdir() if directory.exists() else ():
+        conmon = _conmon_of(path)
+        if conmon is not None:
+            conmon.reap()
+            conmon.discard()
+
+
+def _conmon_of(directory: Path) -> PidFd | None:
+    """The conmon of the session in a directory; None if it is gone. Blocks."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        pid, started = map(int, (directory / "conmon").read_bytes().split())
+        watch = PidFd.open(pid)
+        with suppress(ProcessLookupError):
+            if start_time(pid) == started:
+                return watch
+        watch.discard()
+    return None
+
+
 def _signal(pid: int, number: int, group: ProcessGroup) -> None:
     with suppress(ProcessLookupError):
         watch = PidFd.open(pid)
@@ -366,15 +419,6 @@ def _signal(pid: int, number: int, group: ProcessGroup) -> None:
                 watch.signal(number)
         finally:
             watch.discard()
-
-
-def _start_time(pid: int) -> int:
-    """When a process was started, in ticks since the boot: proc_pid_stat(5)."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
-            return int(file.read().rpartition(b")")[2].split()[19])
-    except OSError as error:
-        raise ProcessLookupError(pid) from error
 
 
 def _replace(path: Path, data: bytes) -> None:

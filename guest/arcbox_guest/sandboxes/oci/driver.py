@@ -22,7 +22,7 @@ from arcbox_guest.network.addresses import Lease
 from arcbox_guest.sandboxes.detached import DEFAULT_KEPT
 from arcbox_guest.sandboxes.oci import bundle, cgroups, etc, hierarchies, images, users
 from arcbox_guest.sandboxes.oci.cgroups import CLIENTS, SandboxCgroups
-from arcbox_guest.sandboxes.oci.detached import Sessions
+from arcbox_guest.sandboxes.oci.detached import Sessions, reap
 from arcbox_guest.sandboxes.oci.images import Images
 from arcbox_guest.sandboxes.oci.layers import LONGEST_CHAIN, Layers, chain_of
 from arcbox_guest.sandboxes.oci.mounts import Sources, Stage
@@ -152,7 +152,8 @@ class OciDriver:
     async def adopt(self, spec: Spec, facts: Mapping[str, str]) -> None:
         equipment = await self._equip()
         with _translated(f"sandbox {spec.id} can't be adopted"):
-            watch = await self._in_thread(_open_init, facts, self._cgroups(equipment, spec.id))
+            # Not abandoned: it asks nothing but the kernel, and what it opens is to be closed.
+            watch = await trio.to_thread.run_sync(_open_init, facts, self._cgroups(equipment, spec.id))
             self._ids.add(spec.id)
             live = self._live[spec.id] = self._live_sandbox(equipment, spec, int(facts["init"]), watch)
             await self._in_thread(live.adopt_processes)
@@ -213,7 +214,7 @@ class OciDriver:
         if sandbox_id in self._images:
             await (await self._equip()).images.release(self._images.pop(sandbox_id))
         if sandbox_id in self._live:
-            self._live.pop(sandbox_id).watch.close()
+            self._live.pop(sandbox_id).close()
         self._ids.remove(sandbox_id)
         if not self._ids:
             cgroups.remove_parents((await self._equip()).hierarchies, self._cgroup)
@@ -258,7 +259,7 @@ class OciDriver:
         """Let go of everything that is not a sandbox's. Sandboxes that run go on running."""
         equipment, self._equipment = self._equipment, None
         for sandbox in self._live.values():
-            sandbox.watch.close()
+            sandbox.close()
         self._live.clear()
         self._images.clear()  # they were mounted in the namespace that ends here
         if equipment is not None:
@@ -369,6 +370,7 @@ class OciDriver:
         return tuple(below)
 
     def _remove_files(self, directory: Path) -> None:
+        reap(directory / "sessions")
         self._layers.remove_of(directory)
         remove_tree(directory)
 
@@ -440,6 +442,7 @@ class OciDriver:
             kept=self.kept,
             group=self._cgroups(equipment, sandbox_id).group,
             sandbox_is_ending=live.is_ending if live is not None else lambda: True,
+            unattended=live.unattended if live is not None else set(),
         )
 
     def _directory(self, sandbox_id: str) -> Path:

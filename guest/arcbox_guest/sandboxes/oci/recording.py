@@ -378,12 +378,15 @@ class Recording:
         self._changed = trio.Event()
 
     def _read(self, channel: Channel, offset: int) -> Piece:
-        with open(self.directory / channel, "rb", buffering=0) as file:
-            while True:
-                start = max(offset, _first(file.fileno()))
-                data = os.pread(file.fileno(), PIECE, start)
-                if _first(file.fileno()) <= start:  # else it was removed while it was read
-                    return Piece(start, data)
+        try:
+            with open(self.directory / channel, "rb", buffering=0) as file:
+                while True:
+                    start = max(offset, _first(file.fileno()))
+                    data = os.pread(file.fileno(), PIECE, start)
+                    if _first(file.fileno()) <= start:  # else it was removed while it was read
+                        return Piece(start, data)
+        except FileNotFoundError:  # the sandbox is removed, and what it wrote with it
+            return Piece(offset, b"")
 
     def _append(self, data: bytes) -> None:
         with open(self.directory / "stdin", "ab", buffering=0) as file:

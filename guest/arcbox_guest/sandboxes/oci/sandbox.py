@@ -62,6 +62,9 @@ class LiveSandbox:
     stopped: bool = field(init=False, default=False)
     """Whether it was asked to end."""
 
+    unattended: set[DetachedSession] = field(init=False, factory=set)
+    """See `Sessions`."""
+
     _started: int = field(init=False, default=0)
     """Processes, ever."""
 
@@ -72,6 +75,12 @@ class LiveSandbox:
     @property
     def id(self) -> str:
         return self.spec.id
+
+    def close(self) -> None:
+        """Let go of it."""
+        self.watch.close()
+        while self.unattended:
+            self.unattended.pop().close()
 
     def facts(self) -> Mapping[str, str]:
         """What a next agent has to know of it."""
