@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pytest
 import trio
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from tests.sandboxes.conftest import Machine
+
+
+ADOPTED: Final = int(os.environ.get("ARCBOX_TEST_ADOPTED", "8"))
+"""Sandboxes that an agent leaves to the next one at the same time."""
 
 
 @asynccontextmanager
@@ -106,21 +111,38 @@ async def test_a_sandbox_that_ended_while_no_agent_ran_has_failed_with_the_reaso
     assert machine.leftovers() == []
 
 
-async def test_many_sandboxes_are_adopted_and_each_runs_what_it_is_given(machine: Machine) -> None:
-    names = [f"box{number}" for number in range(12)]
+async def test_many_sandboxes_are_adopted_and_each_counts_on_and_runs_what_it_is_given(machine: Machine) -> None:
+    count = "i=0; while :; do echo $i; i=$((i+1)); sleep 0.5; done"
+    names = [f"box{number}" for number in range(ADOPTED)]
+
+    async def log_of(name: str, longer_than: int) -> list[str]:
+        """The lines of a log that is longer than that, but for the last one, which may be incomplete."""
+        log = trio.Path(machine.data_dir, "records", f"{name}.log")
+        with trio.fail_after(60):
+            while True:
+                lines = (await log.read_text()).split("\n")[:-1] if await log.exists() else []
+                if len(lines) > longer_than:
+                    return lines
+                await trio.sleep(0.02)
+
     async with leaving_sandboxes(machine):
         with machine.running():
             async with machine.client() as client:
                 for name in names:
-                    await machine.ready(client, name)
+                    await machine.ready(client, name, cmd=["sh", "-c", count])
+                before = {name: len(await log_of(name, 0)) for name in names}
                 machine.process.kill()
         with machine.running():
             async with machine.client() as client:
                 sandboxes = (await client.sandbox_list()).sandboxes
-                assert [(sandbox.id, sandbox.state) for sandbox in sandboxes] == [(name, "ready") for name in names]
+                assert [(sandbox.id, sandbox.state) for sandbox in sandboxes] == [(name, "running") for name in names]
+                print([line for line in machine.log.splitlines() if "sandboxes taken over" in line])  # noqa: T201  with -s
                 for name in names:
-                    async with client.sandbox_run(name, ["hostname"]) as session:
+                    async with client.sandbox_exec(name, ["hostname"]) as session:
                         assert (await session.collect()).stdout.decode().strip() == name
+                for name in names:
+                    lines = await log_of(name, before[name] + 1)
+                    assert lines == [str(number) for number in range(len(lines))]
 
 
 async def test_a_forwarded_port_leads_to_its_sandbox_when_the_agent_was_killed(machine: Machine) -> None:

@@ -574,12 +574,17 @@ class SandboxManager:
         self._not_ours = None
 
     async def _find_what_is_left(self) -> None:
+        begun = trio.current_time()
         await self.snapshots.load()
         for sandbox in await self._records.load():
             self._take_over(sandbox)
         with trio.move_on_after(_ADOPTING_PATIENCE):
             await self._taken_over()
         self._loaded.settle()
+        if self._lives:
+            live = sum(life.sandbox.state in states.LIVE for life in self._lives.values())
+            seconds = round(trio.current_time() - begun, 3)
+            log.info("sandboxes taken over", extra={"known": len(self._lives), "live": live, "seconds": seconds})
         await self._sweep()
         await self._sweep_network()
         await self._remove_unused_layers()

@@ -155,9 +155,12 @@ class SandboxCgroups:
         if self._hierarchies.hybrid:
             (self.tree / "cgroup.procs").write_text(str(init))
 
-    def has(self, pid: int) -> bool:
-        """Whether a process is the sandbox's, and not the runtime's client."""
-        return pid in _pids(self.tree)
+    def has_init(self, pid: int) -> bool:
+        """Whether a process is the sandbox's init."""
+        try:
+            return pid in map(int, (self.tree / "cgroup.procs").read_text().split())
+        except OSError:
+            return False
 
     def groups(self) -> Mapping[int, ProcessGroup]:
         """Those that are there, by their numbers."""

@@ -68,8 +68,8 @@ class Sessions:
     directory: Path
     sandbox_id: str
     runtime: Runtime
-    conmon: str
-    """Its path."""
+    conmon: Callable[[], str]
+    """Finds its path; raises NotSupportedError."""
 
     recorder: Recorder
     kept: int
@@ -327,7 +327,7 @@ class DetachedSession:
             "--log-path": "passthrough",
             "--runtime": self._sessions.runtime.path,
         }
-        argv = [self._sessions.conmon, "--sync", "--exec", *(word for option in options.items() for word in option)]
+        argv = [self._sessions.conmon(), "--sync", "--exec", *(word for option in options.items() for word in option)]
         for argument in self._sessions.runtime.state_arguments:
             argv += ["--runtime-arg", argument]
         for option in runtime_options:

@@ -9,6 +9,7 @@ import os
 import shutil
 import threading
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -56,6 +57,9 @@ _CREATIONS: Final = 128
 """Sandboxes that are created at the same time; those whose storage hangs count until it answers."""
 
 _OWN_FILES: Final = 32
+
+_ADOPTIONS: Final = 4
+"""At the same time: it is Python's own work, and more threads would only wait for each other."""
 
 _T = TypeVar("_T")
 
@@ -112,6 +116,7 @@ class OciDriver:
     _storage: trio.CapacityLimiter = field(init=False, factory=lambda: trio.CapacityLimiter(_CREATIONS))
     """Of calls on what a request has named: storage that may hang."""
 
+    _adopting: trio.CapacityLimiter = field(init=False, factory=lambda: trio.CapacityLimiter(_ADOPTIONS))
     _own_files: trio.CapacityLimiter = field(init=False, factory=lambda: trio.CapacityLimiter(_OWN_FILES))
     _live: dict[str, LiveSandbox] = field(init=False, factory=dict)
     _ids: set[str] = field(init=False, factory=set)
@@ -153,10 +158,9 @@ class OciDriver:
         equipment = await self._equip()
         with _translated(f"sandbox {spec.id} can't be adopted"):
             # Not abandoned: it asks nothing but the kernel, and what it opens is to be closed.
-            watch = await trio.to_thread.run_sync(_open_init, facts, self._cgroups(equipment, spec.id))
-            self._ids.add(spec.id)
-            live = self._live[spec.id] = self._live_sandbox(equipment, spec, int(facts["init"]), watch)
-            await self._in_thread(live.adopt_processes)
+            live = await trio.to_thread.run_sync(self._adopt, equipment, spec, facts, limiter=self._adopting)
+        self._ids.add(spec.id)
+        self._live[spec.id] = live
 
     @asynccontextmanager
     async def process(self, sandbox_id: str, command: ExecSpec) -> AsyncIterator[Process]:
@@ -326,6 +330,17 @@ class OciDriver:
             with _opened(f"/proc/{init}/ns/net") as namespace:
                 await self.network.connect(Lease.parse(spec.lease), namespace)
 
+    def _adopt(self, equipment: Equipment, spec: Spec, facts: Mapping[str, str]) -> LiveSandbox:
+        """Blocks."""
+        watch = _open_init(facts, self._cgroups(equipment, spec.id))
+        live = self._live_sandbox(equipment, spec, int(facts["init"]), watch)
+        try:
+            live.adopt_processes()
+        except BaseException:
+            watch.discard()
+            raise
+        return live
+
     def _live_sandbox(self, equipment: Equipment, spec: Spec, init: int, watch: PidFd) -> LiveSandbox:
         return LiveSandbox(
             spec=spec,
@@ -437,7 +452,7 @@ class OciDriver:
             directory=self._directory(sandbox_id) / "sessions",
             sandbox_id=sandbox_id,
             runtime=equipment.runtime,
-            conmon=_find_tool("conmon", "conmon"),
+            conmon=partial(_find_tool, "conmon", "conmon"),
             recorder=equipment.recorder,
             kept=self.kept,
             group=self._cgroups(equipment, sandbox_id).group,
@@ -485,7 +500,7 @@ def _open_init(facts: Mapping[str, str], groups: SandboxCgroups) -> PidFd:
     with suppress(OSError):
         watch = PidFd.open(init)
         with suppress(OSError):
-            if start_time(init) == int(facts["started"]) and groups.has(init):
+            if start_time(init) == int(facts["started"]) and groups.has_init(init):
                 return watch
         watch.discard()
     raise UnavailableError("its init had ended")

@@ -1,0 +1,235 @@
+"""An agent may be killed at any step of anything: the next one finds a consistent world, and goes on with it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING, Final
+
+import pytest
+import trio
+from attrs import frozen
+
+from arcbox_client._agent_process import SETTINGS
+from arcbox_client.errors import ConflictError
+from arcbox_client.handles import SandboxHandle
+from arcbox_guest.sandboxes.busybox import build
+from tests.sandboxes.faults import LIVE, Faults
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from arcbox_client import AgentClient
+    from tests.sandboxes.conftest import Machine
+
+SHARE: Final = os.environ.get("ARCBOX_TEST_FAULTS", "")
+"""Steps of each operation at which an agent is killed, or `all`; empty for two of two operations."""
+
+COUNT: Final = "for i in 0 1 2; do echo $i; sleep 0.05; done; exec sleep 100000"
+
+pytestmark = pytest.mark.skipif(
+    not all(map(shutil.which, ("nft", "ip", "unshare", "mksquashfs"))),
+    reason="needs Debian's nftables, iproute2, util-linux and squashfs-tools",
+)
+
+
+@pytest.fixture
+def faults(machine: Machine) -> Iterator[Faults]:
+    image = machine.directory / "rootfs.squashfs"
+    build(image)
+    settings = SETTINGS.replace("network.enabled = false\n", "").replace("stop_at_exit = true", "stop_at_exit = false")
+    with Faults.on(machine, f'{settings}sandbox.rootfs = "{image}"\n') as faults:
+        yield faults
+
+
+@frozen
+class Operation:
+    """What an agent is asked for, and killed meanwhile."""
+
+    prepare: Callable[[Faults, AgentClient], Awaitable[None]]
+    """Have all that it needs, where there is nothing."""
+
+    request: Callable[[AgentClient], Awaitable[object]]
+    check: Callable[[Faults, AgentClient], Awaitable[None]]
+    """Find that the next agent can do it, whatever the one that was killed has done of it."""
+
+
+async def state_of(client: AgentClient, name: str) -> str:
+    return {box.id: box.state for box in (await client.sandbox_list()).sandboxes}.get(name, "")
+
+
+async def shell(client: AgentClient, name: str, script: str) -> str:
+    completed = await client.run(name, ["sh", "-c", script])
+    return completed.stdout.decode()
+
+
+async def nothing(_faults: Faults, _client: AgentClient) -> None:
+    """Needs nothing."""
+
+
+async def create_counting(client: AgentClient) -> None:
+    await client.sandbox_create("box", cmd=["sh", "-c", COUNT], memory_mib=64, wait=True)
+
+
+async def check_creation(faults: Faults, client: AgentClient) -> None:
+    if await state_of(client, "box") in LIVE:
+        await check_counting(faults, client)
+        with pytest.raises(ConflictError):
+            await create_counting(client)
+    await client.sandbox_remove("box", force=True)
+    await create_counting(client)
+    await check_counting(faults, client)
+
+
+async def check_counting(faults: Faults, client: AgentClient) -> None:
+    """The initial command runs, and nothing of its output is missing."""
+    await faults.machine.until(client, "box", "running")
+    log = trio.Path(faults.machine.data_dir, "records", "box.log")
+    with trio.fail_after(20):
+        while not await log.exists() or await log.read_bytes() != b"0\n1\n2\n":  # noqa: ASYNC110  the agent is not in here
+            await trio.sleep(0.01)
+
+
+async def ready_box(_faults: Faults, client: AgentClient) -> None:
+    await client.sandbox_create("box", memory_mib=64, wait=True)
+    await shell(client, "box", "echo kept > /kept")
+
+
+async def counting_box(_faults: Faults, client: AgentClient) -> None:
+    await create_counting(client)
+
+
+async def run(client: AgentClient) -> str:
+    return await shell(client, "box", "echo ran; sleep 0.01")
+
+
+async def check_run(_faults: Faults, client: AgentClient) -> None:
+    assert "echo ran" not in await shell(client, "box", "ps -o args")
+    assert await run(client) == "ran\n"
+
+
+async def start_execution(client: AgentClient) -> None:
+    await client.execution_start("box", ["sh", "-c", "seq 1000; exit 7"], execution_id="job")
+
+
+async def check_execution(_faults: Faults, client: AgentClient) -> None:
+    await start_execution(client)
+    completed = await SandboxHandle(client, "box").execution("job").collect()
+    assert completed.exit_code == 7
+    assert completed.stdout.decode().split() == [str(number) for number in range(1, 1001)]
+
+
+async def checkpoint(client: AgentClient) -> object:
+    return await client.checkpoint("box")
+
+
+async def check_snapshots(_faults: Faults, client: AgentClient) -> None:
+    await checkpoint(client)
+    for number, snapshot in enumerate((await client.list_snapshots()).snapshots):
+        await client.restore(snapshot.id, f"copy{number}")
+        assert await shell(client, f"copy{number}", "cat /kept") == "kept\n"
+    assert await shell(client, "box", "cat /kept; echo changed >/kept; cat /kept") == "kept\nchanged\n"
+
+
+async def box_with_snapshot(faults: Faults, client: AgentClient) -> None:
+    await ready_box(faults, client)
+    await checkpoint(client)
+
+
+async def restore(client: AgentClient) -> None:
+    (snapshot,) = (await client.list_snapshots()).snapshots
+    await client.restore(snapshot.id, "copy")
+
+
+async def check_restored(_faults: Faults, client: AgentClient) -> None:
+    if await state_of(client, "copy") in LIVE:
+        assert await shell(client, "copy", "cat /kept") == "kept\n"
+        with pytest.raises(ConflictError):
+            await restore(client)
+    await client.sandbox_remove("copy", force=True)
+    await restore(client)
+    assert await shell(client, "copy", "cat /kept") == "kept\n"
+
+
+async def remove(client: AgentClient) -> None:
+    await client.sandbox_remove("box", force=True)
+
+
+async def check_removal(faults: Faults, client: AgentClient) -> None:
+    await remove(client)
+    assert await state_of(client, "box") == ""
+    await create_counting(client)
+    await check_counting(faults, client)
+
+
+async def stop(client: AgentClient) -> None:
+    await client.sandbox_stop("box", timeout=10)
+
+
+async def check_stop(_faults: Faults, client: AgentClient) -> None:
+    if await state_of(client, "box") != "failed":
+        await stop(client)
+        assert await state_of(client, "box") == "stopped"
+    await client.sandbox_remove("box")
+
+
+async def copy_of_snapshot(faults: Faults, client: AgentClient) -> None:
+    """And another snapshot, whose layers nobody has."""
+    await box_with_snapshot(faults, client)
+    await restore(client)
+    await checkpoint(client)
+    await remove(client)
+
+
+async def delete_snapshots(client: AgentClient) -> None:
+    for snapshot in (await client.list_snapshots()).snapshots:
+        await client.delete_snapshot(snapshot.id)
+
+
+async def check_deletion(_faults: Faults, client: AgentClient) -> None:
+    await delete_snapshots(client)
+    assert await shell(client, "copy", "cat /kept") == "kept\n"
+    snapshot = await client.checkpoint("copy")
+    await client.restore(snapshot.snapshot_id, "another")
+    assert await shell(client, "another", "cat /kept") == "kept\n"
+
+
+OPERATIONS: Final = {
+    "create": Operation(nothing, create_counting, check_creation),
+    "run": Operation(ready_box, run, check_run),
+    "execution": Operation(ready_box, start_execution, check_execution),
+    "checkpoint": Operation(ready_box, checkpoint, check_snapshots),
+    "restore": Operation(box_with_snapshot, restore, check_restored),
+    "stop": Operation(counting_box, stop, check_stop),
+    "remove": Operation(counting_box, remove, check_removal),
+    "delete": Operation(copy_of_snapshot, delete_snapshots, check_deletion),
+}
+
+
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("name", OPERATIONS if SHARE else ["create", "remove"])
+async def test_an_agent_that_is_killed_at_any_step_leaves_a_consistent_world_to_the_next(
+    faults: Faults, name: str
+) -> None:
+    operation = OPERATIONS[name]
+    async with faults.agent() as client:
+        await operation.prepare(faults, client)
+        steps = await faults.steps(lambda: operation.request(client))
+        faults.machine.process.kill()
+    share = len(steps) if SHARE == "all" else min(int(SHARE or 2), len(steps))
+    chosen = [steps[(2 * number + 1) * len(steps) // (2 * share)] for number in range(share)]
+    missed = 0
+    for step in chosen:
+        print(f"{name}: {step}")  # noqa: T201  where it was when it fails
+        async with faults.agent() as client:
+            await faults.check(client)
+            await operation.check(faults, client)
+            await faults.clear(client)
+            await operation.prepare(faults, client)
+            missed += not await faults.killed_at(step, lambda: operation.request(client))
+    async with faults.agent() as client:
+        await faults.check(client)
+        await operation.check(faults, client)
+        await faults.clear(client)
+    assert missed <= len(chosen) // 2  # what runs at the same time is not always in the same order
+    print(f"{name}: {len(chosen)} of {len(steps)} steps, {missed} of which were not reached when repeated")  # noqa: T201  with -s
