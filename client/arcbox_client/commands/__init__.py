@@ -31,6 +31,7 @@ COMMANDS: Final = {
     "trim": "machine:trim",
     "shutdown": "machine:shutdown",
     "top": "top:top",
+    "exec": "machine_exec:exec_",
     "sandbox": "sandbox:sandbox",
     "runtime": "runtime:runtime",
     "docker-env": "runtime:docker_env",

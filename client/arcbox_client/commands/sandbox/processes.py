@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, Unpack
 
 import click
 from attrs import define, field
 
-from arcbox_client._background import beside
 from arcbox_client.commands._invocation import ProcessCommand, common_options, pass_invocation
 from arcbox_client.commands._output import as_plain, show_json
 from arcbox_client.commands.sandbox._arguments import CommandOptions, command_line, command_options
-from arcbox_client.commands.sandbox._stdio import copy_stdin, no_stdin, read, show, tell_why_killed
-from arcbox_client.commands.sandbox._terminal import (
-    DetachKeys,
-    KeySequence,
-    RawTerminal,
-    follow_size,
-    go_on_in_background,
-    raw_terminal,
-    terminal_size,
-)
-from arcbox_client.errors import AgentError
+from arcbox_client.commands.sandbox._stdio import show, tell_why_killed
+from arcbox_client.commands.sandbox._talk import Talk, check_terminal
+from arcbox_client.commands.sandbox._terminal import KeySequence, terminal_size
 
 if TYPE_CHECKING:
     from arcbox_client._sandbox_requests import ExecOptions
     from arcbox_client.client import AgentClient
     from arcbox_client.commands._invocation import Invocation
-    from arcbox_client.streams import ExecSession
 
 
 class _RunOptions(CommandOptions):
@@ -143,10 +130,7 @@ def exec_(invocation: Invocation, /, sandbox_id: str, cmd: tuple[str, ...], **op
 
     With --json: as `run` does.
     """
-    if options["tty"] and invocation.json:
-        raise click.UsageError("--json and --tty do not go together: a terminal is for people")
-    if options["tty"] and options["interactive"] and not (sys.stdin is not None and sys.stdin.isatty()):
-        raise click.UsageError("stdin is no terminal: leave out --tty")
+    check_terminal(tty=options["tty"], interactive=options["interactive"], as_json=invocation.json)
     execution = _Execution(sandbox_id, cmd, options, as_json=invocation.json)
     invocation.run(execution.run)
     raise click.exceptions.Exit(execution.exit_code)
@@ -163,11 +147,10 @@ class _Execution:
     exit_code: int = field(init=False, default=0)
 
     async def run(self, client: AgentClient) -> None:
+        options = self._options
+        talk = Talk(options["tty"], options["interactive"], options["detach_keys"], self._as_json)
         async with client.sandbox_exec(self._sandbox_id, self._cmd, **self._wire_options()) as session:
-            if self._options["tty"] and self._options["interactive"]:
-                await self._on_this_terminal(session)
-            else:
-                await self._in_pipes(session)
+            self.exit_code = await talk.hold(session)
         await tell_why_killed(client, self._sandbox_id, self.exit_code)
 
     def _wire_options(self) -> ExecOptions:
@@ -183,27 +166,3 @@ class _Execution:
         if options["tty"] and size is not None:
             wire["tty_size"] = size
         return wire
-
-    async def _in_pipes(self, session: ExecSession) -> None:
-        tasks = [partial(copy_stdin if self._options["interactive"] else no_stdin, session)]
-        if self._options["tty"]:
-            tasks.append(partial(follow_size, session))
-        async with beside(*tasks):
-            self.exit_code = await show(session, as_json=self._as_json)
-
-    async def _on_this_terminal(self, session: ExecSession) -> None:
-        with raw_terminal(sys.stdin.fileno()) as terminal:
-            async with beside(partial(self._type, session, terminal), partial(follow_size, session)):
-                self.exit_code = await show(session, as_json=False)
-
-    async def _type(self, session: ExecSession, terminal: RawTerminal) -> None:
-        leaving = DetachKeys(self._options["detach_keys"])
-        with suppress(AgentError):  # whoever reads the output meets it, too
-            while typed := await read(terminal.descriptor):
-                keys, leave = leaving.feed(typed)
-                if keys:
-                    await session.send_stdin(keys)
-                if leave:
-                    go_on_in_background(terminal.restore)
-                    return
-            await session.close_stdin()
