@@ -11,7 +11,12 @@ import pytest
 if TYPE_CHECKING:
     from tests.vm.conftest import Guest
 
-FILES: Final = ("test_contract_sandboxes.py", "test_contract_processes.py", "test_contract_detached.py")
+FILES: Final = (
+    "test_contract_sandboxes.py",
+    "test_contract_processes.py",
+    "test_contract_detached.py",
+    "test_contract_paused.py",
+)
 
 TOO_SLOW: Final = (
     "cancelled",  # at every moment of a creation or an execution: hundreds of them
