@@ -22,6 +22,7 @@ import socket
 import sys
 import threading
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -89,7 +90,8 @@ def step(kind: str, finish: Callable[[], object] = lambda: None) -> None:
             with (_DIRECTORY / "steps").open("a") as file:
                 file.write(f"{name}\n")
             if name == fatal:
-                finish()
+                with suppress(OSError):  # what cannot be opened is as it was
+                    finish()
                 os.kill(os.getpid(), signal.SIGKILL)
     finally:
         _busy.busy = False

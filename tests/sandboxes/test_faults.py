@@ -95,8 +95,9 @@ async def ready_box(_faults: Faults, client: AgentClient) -> None:
     await shell(client, "box", "echo kept > /kept")
 
 
-async def counting_box(_faults: Faults, client: AgentClient) -> None:
+async def counting_box(faults: Faults, client: AgentClient) -> None:
     await create_counting(client)
+    await check_counting(faults, client)
 
 
 async def run(client: AgentClient) -> str:

@@ -64,8 +64,9 @@ class ProcessGroup:
     """Where the client has to be put before it starts anything."""
 
     def create(self) -> None:
-        self.path.mkdir()
-        self.entry.mkdir(exist_ok=self.entry == self.path, parents=True)
+        self.path.mkdir()  # without its parents: the sandbox may have been destroyed meanwhile, and stays so
+        if self.entry != self.path:
+            self.entry.mkdir(parents=True)
 
     def enter(self, pid: int) -> None:
         """Put the client there. It, and what it starts, is no more worth keeping than any process of the guest."""
