@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from arcbox_guest.daemon_process import Identity
-from arcbox_protocol import MessageType, arcbox_v1, encode_frame
+from arcbox_protocol import FrameDecoder, MessageType, arcbox_v1, encode_frame
 from bench import processes
 from bench.client import connect, receive_frame
 from bench.docker import ALONE, wait_until_it_answers
@@ -61,13 +61,16 @@ def measure(stage: Stage) -> list[Figure]:
         _BY_HAND: partial(_start_by_hand, stage.directory),
     }
     samples = interleave(contenders, min(_ROUNDS, stage.rounds))
-    slowest, middle = max(asked) * 1e3, sorted(asked)[len(asked) // 2] * 1e3
+    asked.sort()
+    slowest, middle = asked[len(asked) * 99 // 100] * 1e3, asked[len(asked) // 2] * 1e3
     target = Target("value", "<", 50)
     return [
         compare(
             "containerd and dockerd, to ready", "s", samples["agent"], samples[_BY_HAND], Target("ratio", "<", 1.1)
         ),
-        compare("EnsureRuntime, slowest", "ms", Samples("agent", [slowest]), Samples("median", [middle]), target),
+        compare(
+            "EnsureRuntime, 99th percentile", "ms", Samples("agent", [slowest]), Samples("median", [middle]), target
+        ),
     ]
 
 
@@ -101,8 +104,7 @@ def _start_by_agent(directory: Path, asked: list[float]) -> float:
             started = time.perf_counter()
             asked.append(_ask(other))  # which starts it
             connection.sendall(_WATCH)
-            while not _is_ready(connection):
-                pass
+            _wait_until_ready(connection)
             elapsed = time.perf_counter() - started
             for number in (signal.SIGCONT, signal.SIGSTOP):
                 _signal(home / "state" / "dockerd.pid", number)
@@ -115,12 +117,17 @@ def _start_by_agent(directory: Path, asked: list[float]) -> float:
     return elapsed
 
 
-def _is_ready(watch: socket.socket) -> bool:
-    """Whether the next event says so."""
-    event = arcbox_v1.ReadinessEvent.FromString(receive_frame(watch).payload)
-    if event.kind == arcbox_v1.ReadinessEvent.RUNTIME_FAILED:
-        raise ServerFailedError(event.detail)
-    return event.kind == arcbox_v1.ReadinessEvent.RUNTIME_READY
+def _wait_until_ready(watch: socket.socket) -> None:
+    """Take events until one says that it is ready. Several may come at once."""
+    decoder = FrameDecoder()
+    while received := watch.recv(4096):
+        events = [arcbox_v1.ReadinessEvent.FromString(frame.payload) for frame in decoder.feed(received)]
+        for event in events:
+            if event.kind == arcbox_v1.ReadinessEvent.RUNTIME_FAILED:
+                raise ServerFailedError(event.detail)
+            if event.kind == arcbox_v1.ReadinessEvent.RUNTIME_READY:
+                return
+    raise ServerFailedError("the agent closed the connection")
 
 
 def _ask(connection: socket.socket) -> float:
