@@ -124,7 +124,7 @@ class Faults:
         """Have the agent end at a step of an operation; False if it has come through that alive."""
         self._path("armed").write_text(step)
         agent = self.machine.process
-        with suppress(ConnectionLostError):
+        with suppress(ConnectError, ConnectionLostError):
             await operation()
         with trio.move_on_after(_SETTLED):
             await trio.lowlevel.checkpoint()
