@@ -12,10 +12,10 @@ VM_TOOLS := qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils /usr/lib/qemu
 
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help demo run test test-vm check bench deb image vm proto venv clean bytecode
+.PHONY: help demo run test test-vm test-kubernetes check bench deb image vm proto venv clean bytecode
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo '  PYTHON=python3.12 chooses the interpreter; ARGS="..." is passed on by run, test and bench.'
 
@@ -35,6 +35,13 @@ test: bytecode ## all tests: make test ARGS="-k frames"
 test-vm: bytecode ## boots the guest image and tests in it: make test-vm ARGS="-k watchdog"
 	@tools/debian-packages $(IMAGE_TOOLS) $(VM_TOOLS)
 	@$(BIN)/pytest -m vm --timeout 1800 tests/vm $(ARGS)
+
+test-kubernetes: bytecode ## starts a real Kubernetes, which it builds, on a node made of namespaces (root)
+	@tools/debian-packages $(SANDBOX_TOOLS) runc=runc dockerd=docker.io containerd=containerd ip=iproute2 iptables=iptables \
+		pgrep=procps etcd=etcd-server conntrack=conntrack socat=socat openssl=openssl \
+		/usr/lib/cni/bridge=containernetworking-plugins
+	@tests/kubernetes/components
+	@$(BIN)/pytest -m kubernetes --timeout 900 tests/kubernetes $(ARGS)
 
 check: $(VENV)/.installed ## linters, types, arrows between rooms, stale generated files
 	@tools/check

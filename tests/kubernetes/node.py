@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -100,7 +101,8 @@ class Node:
     def agent(self) -> Iterator[RunningAgent]:
         """One life of an agent in the node; its pid is that of this machine."""
         settings = _SETTINGS.format(directory=self.directory)
-        with running_agent(self.directory, settings=settings, command=self.entered(*COMMAND)) as agent:
+        own = Path(tempfile.mkdtemp(prefix="agent-", dir=self.directory))
+        with running_agent(own, settings=settings, command=self.entered(*COMMAND)) as agent:
             assert agent.pid is not None
             (process,) = psutil.Process(agent.pid).children()
             agent.pid = process.pid

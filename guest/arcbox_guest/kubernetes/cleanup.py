@@ -34,6 +34,9 @@ T = TypeVar("T")
 _NAMESPACE: Final = "k8s.io"
 """Of Kubernetes in containerd; Docker has another one."""
 
+_SANDBOXES: Final = "io.containerd.grpc.v1.cri/sandboxes"
+"""What containerd has of pods beside their containers: files, and a mounted /dev/shm. Docker has nothing there."""
+
 _TOOL: Final = 30.0
 """Seconds for one call of ctr, iptables or ip."""
 
@@ -51,7 +54,7 @@ _CGROUPS: Final = ("cgroup", "cgroup2")
 """Kinds of file systems: hierarchies of v1 and v2."""
 
 _ENDING: Final = 10.0
-"""Seconds for the processes of a cgroup to be gone."""
+"""Seconds in which the processes of a cgroup must be gone, or one more of many things that containerd removes."""
 
 
 @define(eq=False)
@@ -76,8 +79,9 @@ class Cleanup:
             await self._runtime.restart_containerd()
 
     def _directories(self) -> list[Path]:
-        base = self._runtime.config.data_base
-        return [base / "rancher" / "k3s", base / "kubelet", base / "cni"]
+        base, state = self._runtime.config.data_base, self._runtime.config.state_dir
+        of_pods = [path / "containerd" / _SANDBOXES for path in (base, state)]
+        return [base / "rancher" / "k3s", base / "kubelet", base / "cni", *of_pods]
 
     async def _remove_containers(self) -> bool:
         """Remove containerd's namespace with all that is in it; whether there was one.
@@ -90,16 +94,9 @@ class Cleanup:
         await self._runtime.start_containerd()
         if _NAMESPACE not in (await self._ctr("namespaces", "ls", "-q")).split():
             return False
-        for task in (await self._ctr("tasks", "ls", "-q")).split():
-            await self._ctr("tasks", "rm", "--force", task)
-        for kind in ("containers", "images"):
-            for name in (await self._ctr(kind, "ls", "-q")).split():
-                await self._ctr(kind, "rm", name)
-        await self._remove_snapshots()
-        for digest in (await self._ctr("content", "ls", "-q")).split():
-            await self._ctr("content", "rm", digest)
-        for lease in (await self._ctr("leases", "ls", "-q")).split():
-            await self._ctr("leases", "rm", lease)
+        await self._remove_all("tasks", "--force")
+        for kind in ("containers", "images", "snapshots", "content", "leases"):
+            await self._remove_all(kind)
         await self._ctr("namespaces", "rm", _NAMESPACE)
         return True
 
@@ -107,19 +104,31 @@ class Cleanup:
         """Without data there is none, and containerd need not be started to find that out."""
         return (self._runtime.config.data_base / "containerd").exists()
 
-    async def _remove_snapshots(self) -> None:
-        """A snapshot that another one stacks on can't be removed before that one."""
-        left = await self._snapshots()
-        while left:
-            for name in left:
-                with suppress(GuestError):
-                    await self._ctr("snapshots", "rm", name)
-            before, left = left, await self._snapshots()
-            if len(left) == len(before):
-                raise GuestError(f"snapshots of containerd can't be removed: {', '.join(left)[:200]}")
+    async def _remove_all(self, kind: str, *options: str) -> None:
+        """Remove all of one kind: one may need another to go first, and containerd itself removes tasks meanwhile.
 
-    async def _snapshots(self) -> list[str]:
-        lines = (await self._ctr("snapshots", "ls")).splitlines()[1:]  # the first has the headings
+        Raises:
+            GuestError: some can't be removed.
+        """
+        left = await self._names(kind)
+        deadline = trio.current_time() + _ENDING
+        while left:
+            reason = ""
+            for name in left:
+                try:
+                    await self._ctr(kind, "rm", *options, name)
+                except GuestError as error:
+                    reason = str(error)
+            before, left = left, await self._names(kind)
+            if len(left) < len(before):
+                deadline = trio.current_time() + _ENDING
+            elif left and trio.current_time() > deadline:
+                raise GuestError(f"{kind} of containerd can't be removed: {', '.join(left)[:200]}: {reason}")
+
+    async def _names(self, kind: str) -> list[str]:
+        if kind != "snapshots":
+            return (await self._ctr(kind, "ls", "-q")).split()
+        lines = (await self._ctr(kind, "ls")).splitlines()[1:]  # the first has the headings
         return [line.split()[0] for line in lines if line.strip()]
 
     def _find_ctr(self) -> str:
