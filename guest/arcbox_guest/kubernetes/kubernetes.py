@@ -44,6 +44,9 @@ _CONNECT_TIMEOUT: Final = 0.2
 _KNOWN_WITHIN: Final = 5.0
 """Seconds for which an operation waits for `run` to have looked for a k3s that runs already."""
 
+_STATUS_WAITS: Final = 0.1
+"""Seconds for which a status waits for the same, in an agent that has just started."""
+
 _K3S: Final = ("k3s",)
 _KUBECONFIG_LIMIT: Final = 1024 * 1024
 
@@ -143,7 +146,9 @@ class Kubernetes:
             return "k3s and its data deleted"
 
     async def state(self) -> KubernetesState:
-        """What Kubernetes is doing. Takes less than 0.3 s, whatever is being done."""
+        """What Kubernetes is doing. Takes little more than 0.3 s at most, whatever is being done."""
+        with trio.move_on_after(_STATUS_WAITS):
+            await self.daemon.until_known()
         return await self._state("")
 
     async def kubeconfig(self) -> str:
