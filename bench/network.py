@@ -9,11 +9,9 @@ from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
-from arcbox_guest.sandboxes.busybox import build
-from bench import processes
 from bench.figures import Target, compare
 from bench.rounds import interleave
-from bench.sandbox_host import SandboxHost
+from bench.sandbox_host import sandbox_agent
 from bench.sandboxes import why_not
 
 if TYPE_CHECKING:
@@ -29,12 +27,7 @@ def measure(stage: Stage) -> list[Figure]:
     if why := why_not() or ", ".join(missing):
         print(f"  left out: {why}", file=sys.stderr)
         return []
-    rootfs = stage.directory / "rootfs"
-    build(rootfs)
-    settings = f'\n[sandbox]\ndata_dir = "{stage.directory}/data"\nrootfs = "{rootfs}"\n'
-    agent = stage.enter(processes.agent(stage.directory, settings=settings, apart=True))
-    host, events = SandboxHost(stage.connect(agent)), SandboxHost(stage.connect(agent))
-    events.subscribe()
+    _agent, host, events = sandbox_agent(stage, apart=True)
     host.create(events, "first", network="tap")  # has bridge, rules and DNS server made
     numbers = count()
 

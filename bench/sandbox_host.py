@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field
 
+from arcbox_guest.sandboxes.busybox import build
 from arcbox_protocol import FrameDecoder, MessageType, arcbox_sandbox_v1, encode_frame, sandbox_v1
+from bench import processes
 from bench.client import UnexpectedReplyError
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from arcbox_protocol import Frame
+    from bench.processes import Server
+    from bench.stage import Stage
 
 _TRACE_ID = "4bf92f3577b34da6"
 _PATIENCE = 30
@@ -28,6 +32,24 @@ _BUFFER = 1 << 20
 _LENGTH = struct.Struct(">I")
 _LAST_FRAME = 1024
 """Bytes below which a frame may be the one with the exit code."""
+
+
+def sandbox_agent(stage: Stage, *, apart: bool = False) -> tuple[Server, SandboxHost, SandboxHost]:
+    """An agent for sandboxes of busybox; a connection to ask it, and one that has subscribed to its events.
+
+    Its root file system is `rootfs` in the stage's directory, and what it keeps is in `data`.
+
+    Args:
+        stage: where the agent is started.
+        apart: in a network namespace of its own.
+    """
+    rootfs = stage.directory / "rootfs"
+    build(rootfs)
+    settings = f'\n[sandbox]\ndata_dir = "{stage.directory / "data"}"\nrootfs = "{rootfs}"\n'
+    agent = stage.enter(processes.agent(stage.directory, settings=settings, apart=apart))
+    host, events = SandboxHost(stage.connect(agent)), SandboxHost(stage.connect(agent))
+    events.subscribe()
+    return agent, host, events
 
 
 @define

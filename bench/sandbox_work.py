@@ -6,11 +6,10 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from arcbox_guest.sandboxes.busybox import build
-from bench import docker, processes
+from bench import docker
 from bench.figures import Samples, Target, compare
 from bench.rounds import interleave
-from bench.sandbox_host import SandboxHost, file_chunks
+from bench.sandbox_host import SandboxHost, file_chunks, sandbox_agent
 from bench.sandboxes import idle_container, repeat, why_not
 
 if TYPE_CHECKING:
@@ -30,14 +29,9 @@ def measure(stage: Stage) -> list[Figure]:
     if why := why_not():
         print(f"  left out: {why}", file=sys.stderr)
         return []
-    rootfs = stage.directory / "rootfs"
-    build(rootfs)
-    settings = f'\n[sandbox]\ndata_dir = "{stage.directory / "data"}"\nrootfs = "{rootfs}"\n'
-    agent = stage.enter(processes.agent(stage.directory, settings=settings))
-    host, events = SandboxHost(stage.connect(agent)), SandboxHost(stage.connect(agent))
-    events.subscribe()
+    _agent, host, events = sandbox_agent(stage)
     host.create(events, "box", memory_mib=256)
-    container = idle_container(stage, rootfs)
+    container = idle_container(stage, stage.directory / "rootfs")
     return [_executing(stage, host), *(_copying(stage, host, container) if container is not None else ())]
 
 

@@ -20,15 +20,14 @@ from typing import TYPE_CHECKING, TypeVar
 from attrs import define, field
 
 from arcbox_guest import linux
-from arcbox_guest.sandboxes.busybox import build
 from arcbox_guest.sandboxes.oci import hierarchies
 from arcbox_guest.sandboxes.oci.namespace import MountNamespace
-from bench import docker, processes
+from bench import docker
 from bench.figures import Samples, Target, compare
 from bench.memory import resident
 from bench.processes import ServerFailedError
 from bench.rounds import interleave
-from bench.sandbox_host import SandboxHost
+from bench.sandbox_host import SandboxHost, sandbox_agent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -55,14 +54,9 @@ def measure(stage: Stage) -> list[Figure]:
     if why := why_not():
         print(f"  left out: {why}", file=sys.stderr)
         return []
-    rootfs = stage.directory / "rootfs"
-    build(rootfs)
-    data_dir = stage.directory / "data"
-    settings = f'\n[sandbox]\ndata_dir = "{data_dir}"\nrootfs = "{rootfs}"\n'
-    agent = stage.enter(processes.agent(stage.directory, settings=settings))
+    agent, host, events = sandbox_agent(stage)
+    rootfs, data_dir = stage.directory / "rootfs", stage.directory / "data"
     crun = CrunByHand(data_dir, stage.enter(MountNamespace(str(_unified()))))
-    host, events = SandboxHost(stage.connect(agent)), SandboxHost(stage.connect(agent))
-    events.subscribe()
     host.create(events, "box", memory_mib=256)
     crun.prepare(rootfs)
     container = idle_container(stage, rootfs)

@@ -10,11 +10,9 @@ import time
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
-from arcbox_guest.sandboxes.busybox import build
-from bench import processes
 from bench.figures import Samples, Target, compare
 from bench.rounds import interleave
-from bench.sandbox_host import SandboxHost
+from bench.sandbox_host import sandbox_agent
 from bench.sandboxes import why_not
 
 if TYPE_CHECKING:
@@ -42,12 +40,7 @@ def measure(stage: Stage) -> list[Figure]:
     if why := why_not():
         print(f"  left out: {why}", file=sys.stderr)
         return []
-    rootfs = stage.directory / "rootfs"
-    build(rootfs)
-    settings = f'\n[sandbox]\ndata_dir = "{stage.directory}/data"\nrootfs = "{rootfs}"\n'
-    agent = stage.enter(processes.agent(stage.directory, settings=settings))
-    host, events = SandboxHost(stage.connect(agent)), SandboxHost(stage.connect(agent))
-    events.subscribe()
+    _agent, host, events = sandbox_agent(stage)
     times: dict[str, list[float]] = {name: [] for name in _CONTENTS}
     numbers = count()
 

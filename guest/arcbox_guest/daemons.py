@@ -116,9 +116,10 @@ class Daemon:
         """Of the process, while there is one."""
         return None if self._process is None else self._process.pid
 
-    def is_alive(self) -> bool:
-        """Whether its process runs at this moment."""
-        return self._process is not None and not self._process.ended()
+    @property
+    def known(self) -> bool:
+        """Whether it was found out already if one runs, which a former agent has started."""
+        return self._adopted.is_set()
 
     async def until_known(self) -> None:
         """Wait until it is known whether one runs already, which a former agent has started."""

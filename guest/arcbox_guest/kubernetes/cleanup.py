@@ -53,6 +53,9 @@ _RULE: Final = re.compile(r"KUBE-|CNI-|FLANNEL-|cni0|flannel")
 _CGROUPS: Final = ("cgroup", "cgroup2")
 """Kinds of file systems: hierarchies of v1 and v2."""
 
+_AGAIN: Final = 0.1
+"""Seconds before what could not be removed is tried again."""
+
 _ENDING: Final = 10.0
 """Seconds in which the processes of a cgroup must be gone, or one more of many things that containerd removes."""
 
@@ -124,6 +127,8 @@ class Cleanup:
                 deadline = trio.current_time() + _ENDING
             elif left and trio.current_time() > deadline:
                 raise GuestError(f"{kind} of containerd can't be removed: {', '.join(left)[:200]}: {reason}")
+            elif left:
+                await trio.sleep(_AGAIN)
 
     async def _names(self, kind: str) -> list[str]:
         if kind != "snapshots":

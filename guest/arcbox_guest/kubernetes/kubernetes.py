@@ -146,7 +146,7 @@ class Kubernetes:
             return "k3s and its data deleted"
 
     async def state(self) -> KubernetesState:
-        """What Kubernetes is doing. Takes little more than 0.3 s at most, whatever is being done."""
+        """What Kubernetes is doing. Takes less than 0.35 s, whatever is being done."""
         with trio.move_on_after(_STATUS_WAITS):
             await self.daemon.until_known()
         return await self._state("")

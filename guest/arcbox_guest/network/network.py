@@ -118,7 +118,8 @@ class SandboxNetwork:
         if lease is None:
             return
         try:
-            if self._ready:
+            # One that was taken over has a link which this agent has not made: the kernel is asked for it.
+            if lease.link in {name for _, name in socket.if_nameindex()}:
                 await self._call(partial(links.disconnect, lease))
         finally:
             self._pool.release(lease)

@@ -37,6 +37,9 @@ _DOCKERD_STOPS: Final = 20.0
 _POLL: Final = 0.1
 """Seconds between two looks of one who waits for the runtime."""
 
+_ADOPTED_WITHIN: Final = 0.03
+"""Seconds that one who asks an agent that has just started waits for it to know which daemons it supervises."""
+
 _PATIENCE: Final = 0.015
 """Seconds that one who asks waits for new answers of the daemons; after that the last ones stand."""
 
@@ -74,17 +77,16 @@ class ServiceState:
     """The latter of the two."""
 
     coming: bool
-    """It is being started, or will be soon."""
+    """It is being started or adopted, or will be soon."""
 
     detail: str
 
     @classmethod
     def of(cls, daemon: Daemon, liveness: Liveness) -> ServiceState:
         """The state of a daemon whose socket shows this."""
-        if daemon.has_just_ended:
+        if daemon.has_just_ended or (daemon.wanted and daemon.pid is None):  # before a probe has noticed
             liveness = Liveness.ABSENT
-        ended = daemon.wanted and not daemon.is_alive()  # before a probe has noticed
-        absent, hung = ended or liveness is Liveness.ABSENT, not ended and liveness is Liveness.HUNG
+        absent, hung = liveness is Liveness.ABSENT, liveness is Liveness.HUNG
         if absent:
             failed = daemon.status in (DaemonStatus.FAILED, DaemonStatus.READY)  # the latter: until its end is noted
             detail = daemon.detail or ("is not there any more" if failed else f"is {daemon.status.value}")
@@ -96,7 +98,7 @@ class ServiceState:
             ready=not absent and not hung,
             failed=failed,
             hung=hung,
-            coming=daemon.wanted and (absent or daemon.status is not DaemonStatus.READY),
+            coming=not daemon.known or (daemon.wanted and (absent or daemon.status is not DaemonStatus.READY)),
             detail=detail,
         )
 
@@ -195,6 +197,9 @@ class ContainerRuntime:
 
     async def state(self) -> RuntimeState:
         """What the runtime is doing. Takes less than 0.05 s."""
+        with trio.move_on_after(_ADOPTED_WITHIN):
+            await self.containerd.until_known()
+            await self.dockerd.until_known()
         containerd_answer, docker_answer = self._containerd_probe.ask(), self._docker_probe.ask()
         with trio.move_on_after(0 if self._starting else _PATIENCE):
             await containerd_answer.wait()

@@ -331,7 +331,8 @@ def _listen(transport: Transport, ports: Sequence[int]) -> socket.socket:
         else:
             listening.setblocking(False)
             return listening
-    raise UnavailableError(f"no port can be forwarded: {ports[0]} to {ports[-1]} are all in use")
+    which = f"{ports[0]} to {ports[-1]} are all" if len(ports) > 1 else f"{ports[0]} is"
+    raise UnavailableError(f"no port can be forwarded: {which} in use")
 
 
 def _plain(opened: trio.socket.SocketType) -> socket.socket:

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from arcbox_client.executions import ExecutionHandle, Exited
     from arcbox_client.streams import ExecSession, OutputChunk, RunSession
 
-_REASON_PATIENCE = 5.0
-"""Seconds to wait for the reason of a kill."""
-
 _KILL_REASONS: Final[dict[KillReason, str]] = {
     "oom": "out of memory (oom)",
     "timeout": "its time was up (timeout)",
@@ -144,13 +141,9 @@ async def show_execution(
 
 
 async def tell_why_killed(client: AgentClient, sandbox_id: str, exit_code: int) -> None:
-    """Say on stderr why a process was killed, if it was and the agent knows. Its exit code counts in any case."""
-    if exit_code != KILLED:
-        return
-    with trio.move_on_after(_REASON_PATIENCE), suppress(AgentError):
-        reason = await client.kill_reason(sandbox_id)
-        if reason:
-            click.echo(f"arcboxctl: killed: {_KILL_REASONS[reason]}", err=True)
+    """Say on stderr why a process was killed, if it was and the agent knows."""
+    if exit_code == KILLED and (reason := await client.kill_reason(sandbox_id)):
+        click.echo(f"arcboxctl: killed: {_KILL_REASONS[reason]}", err=True)
 
 
 async def copy_stdin(session: ExecSession) -> None:

@@ -375,7 +375,8 @@ class OciDriver:
                 new_root = linux.clone_mount(mounted)
             try:
                 old_root = swap_root(sandbox.init, new_root)
-                threading.Thread(target=os.close, args=(old_root,), daemon=True).start()  # who checkpoints won't wait
+                # The close writes back what the sandbox has written: seconds, which the checkpoint need not wait for.
+                threading.Thread(target=os.close, args=(old_root,), daemon=True).start()
             finally:
                 os.close(new_root)
         finally:
