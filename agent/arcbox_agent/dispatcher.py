@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
-from functools import cached_property, partial
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,10 @@ class Dispatcher:
     _nursery: trio.Nursery
     """Where streams and slow commands run."""
 
+    _streams: Streams = field(init=False)
+    _slow: trio.Semaphore = field(init=False)
+    """How many slow commands may still run beside the others."""
+
     _routes: Mapping[int, Route] = field(init=False)
     _times_quick: bool = field(init=False, factory=partial(log.isEnabledFor, logging.DEBUG))
     """Whether the log wants to know of quick requests: asked once, since there are so many."""
@@ -60,16 +64,9 @@ class Dispatcher:
     _idle: trio.Event | None = field(init=False, default=None)
 
     def __attrs_post_init__(self) -> None:
+        self._streams = Streams(self._writer, self._limits.max_streams)
+        self._slow = trio.Semaphore(self._limits.max_concurrent_requests)
         self._routes = self._registry.routes
-
-    @cached_property  # as below: most connections ask one quick thing, and need neither
-    def _streams(self) -> Streams:
-        return Streams(self._writer, self._limits.max_streams)
-
-    @cached_property
-    def _slow(self) -> trio.Semaphore:
-        """How many slow commands may still run beside the others."""
-        return trio.Semaphore(self._limits.max_concurrent_requests)
 
     async def run(self) -> None:
         """Answer all that the reader brings, until there is no more.

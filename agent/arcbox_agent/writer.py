@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import trio
@@ -33,11 +32,8 @@ class FrameWriter:
     """Whether the connection takes no more frames."""
 
     _busy: bool = field(init=False, default=False)
+    _waiting: trio.lowlevel.ParkingLot = field(init=False, factory=trio.lowlevel.ParkingLot)
     _writes: int = field(init=False, default=0)
-
-    @cached_property  # most connections never have two who write
-    def _waiting(self) -> trio.lowlevel.ParkingLot:
-        return trio.lowlevel.ParkingLot()
 
     async def write(self, *parts: Buffer) -> None:
         """Write whole frames, given in as many parts as is convenient.
