@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import shutil
-import threading
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -374,9 +373,7 @@ class OciDriver:
             with open_path(str(stage.rootfs)) as mounted:
                 new_root = linux.clone_mount(mounted)
             try:
-                old_root = swap_root(sandbox.init, new_root)
-                # The close writes back what the sandbox has written: seconds, which the checkpoint need not wait for.
-                threading.Thread(target=os.close, args=(old_root,), daemon=True).start()
+                swap_root(sandbox.init, new_root)
             finally:
                 os.close(new_root)
         finally:

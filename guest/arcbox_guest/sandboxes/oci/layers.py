@@ -106,13 +106,16 @@ class Layers:
 def mount_options(upper: str, below: Sequence[str], base: str) -> str:
     """Options for an overlay of layers, for a mount(2) in their directory.
 
+    It is volatile: no fsync(2) in it writes back, nor does its end, which would wait for all that anybody has written
+    to the file system of the layers. What a sandbox writes need not outlive the machine.
+
     Args:
         upper: the layer that is written to.
         below: the layers under it, the uppermost first.
         base: the path of the root file system below them all, escaped.
     """
     lower = ":".join([*(f"{name}/data" for name in below), base])
-    return f"lowerdir={lower},upperdir={upper}/data,workdir={upper}/work"
+    return f"lowerdir={lower},upperdir={upper}/data,workdir={upper}/work,volatile"
 
 
 def chain_of(process: int) -> list[str]:

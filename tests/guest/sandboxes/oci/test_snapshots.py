@@ -104,6 +104,15 @@ async def test_what_is_mounted_in_a_sandbox_stays_so_and_so_does_its_init(
     assert (await box.sh("cat /data/late; echo $$ > /dev/shm/x; cat /proc/1/comm")).exit_code == 0
 
 
+async def test_the_end_of_a_root_file_system_waits_for_no_write_back(boxes: Boxes, world: World) -> None:
+    """Else whoever ends one, or gives it another one, waits for what anybody has written to the same disk."""
+    box = await boxes("box")
+    for _ in range(2):
+        options = (await box.sh("grep ' / / ' /proc/self/mountinfo | sed 's/.* - overlay overlay //'")).text
+        assert options.strip().endswith("volatile")  # or fsync=volatile, by the kernel
+        await world.driver.checkpoint("box")
+
+
 async def test_a_checkpoint_survives_its_origin_and_is_gone_when_nobody_has_it(boxes: Boxes, world: World) -> None:
     origin = await boxes("origin")
     await origin.sh("echo x > /tmp/x")
