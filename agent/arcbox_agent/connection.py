@@ -13,7 +13,7 @@ import trio
 from attrs import define, field
 
 from arcbox_agent.dispatcher import Dispatcher
-from arcbox_agent.reader import FrameReader
+from arcbox_agent.reader import FrameReader, ReadCount
 from arcbox_agent.request_context import current_peer
 from arcbox_agent.writer import FrameWriter
 from arcbox_protocol import ErrorReply, FrameDecoder, MessageType, encode_frame
@@ -54,11 +54,15 @@ class Connection:
     _peer: str
     """Who it is, for the log."""
 
+    _read_count: ReadCount = field(factory=ReadCount)
+    """Shared with other connections."""
+
     _reader: FrameReader = field(init=False)
 
     @_reader.default
     def _make_reader(self) -> FrameReader:
-        return FrameReader(self._transport, FrameDecoder(self._limits.max_frame), self._limits.frame_timeout)
+        decoder = FrameDecoder(self._limits.max_frame)
+        return FrameReader(self._transport, decoder, self._limits.frame_timeout, self._read_count)
 
     def drain(self) -> None:
         """Take no more requests; `serve` returns once those that were taken are answered."""

@@ -116,6 +116,7 @@ class Dispatcher:
                 await self._start(route.unary, route, frame)
         if replies:
             await self._writer.write(*replies)
+        current_request.set(None)  # a frame may be large, and the next one may never come
 
     def _answer_quick(self, command: type[QuickCommand[Any]], route: Route, frame: Frame) -> bytes:
         started = perf_counter() if self._times_quick else None

@@ -21,15 +21,23 @@ if TYPE_CHECKING:
     from arcbox_agent.transport import Transport
     from arcbox_protocol import Frame, FrameDecoder
 
-_READS_IN_A_ROW: Final = 3
-"""Receives without waiting before the other connections get their turn. A peer that answers fast is served without a
-trip through the scheduler; where many do, each waits for this many rounds of all the others."""
+_READS_IN_A_ROW: Final = 16
+"""Receives without waiting before others get their turn: the scheduler has to see every task now and then."""
 
-_MOST_MISSES: Final = 3
-"""Give up receiving without waiting after this many misses: with many connections it costs a system call each time."""
+_WAITS_ALONE: Final = 2
+"""Waits without another reader's batch that make a reader the only busy one. Trio often runs the last task of one round
+first in the next: a single wait says nothing."""
 
-_MISSES_FORGIVEN: Final = 1 / 32
-"""Of a miss, per batch that was waited for: try again every so often."""
+
+@define(eq=False)
+class ReadCount:
+    """How many batches all the readers together have read, which tells each whether it is the only busy one.
+
+    That one receives without a trip through the scheduler first. Where several are busy, each waits for its turn: a
+    peer that answers fast would keep the others waiting, and most receives would find nothing.
+    """
+
+    value: int = 0
 
 
 @define(eq=False)
@@ -40,6 +48,9 @@ class FrameReader:
     _decoder: FrameDecoder
     _frame_timeout: float
     """Seconds in which a frame that was begun must be whole."""
+
+    _count: ReadCount = field(factory=ReadCount)
+    """Shared with the readers of other connections."""
 
     _ahead: trio.MemorySendChannel[list[Frame]] | None = field(init=False, default=None)
     _batches: trio.MemoryReceiveChannel[list[Frame]] | None = field(init=False, default=None)
@@ -53,8 +64,11 @@ class FrameReader:
     _reads: int = field(init=False, default=0)
     """Receives since one had to be waited for."""
 
-    _misses: float = field(init=False, default=0.0)
-    """Receives without waiting that found nothing."""
+    _count_after: int = field(init=False, default=0)
+    """What the shared count was after this reader's last batch."""
+
+    _waits_alone: int = field(init=False, default=_WAITS_ALONE)
+    """Waits in a row in which no other reader had a batch."""
 
     @property
     def complaint(self) -> ErrorReply | None:
@@ -117,15 +131,15 @@ class FrameReader:
         """Receive until that completes a frame. Raises as `next_batch` does, and again whenever it is called again."""
         transport, decoder = self._transport, self._decoder
         if self._reads >= _READS_IN_A_ROW:
-            self._reads = 0
             await trio.lowlevel.checkpoint()
-        wait = self._misses >= _MOST_MISSES
+            self._note_waited()
+        wait = self._waits_alone < _WAITS_ALONE
         while decoder.fault is None and not self._timed_out and not self._stopped:
             if wait:
                 await self._wait_readable()
+                self._note_waited()
                 wait = False
             elif (data := transport.receive_nowait()) is None:
-                self._misses += 1
                 wait = True
             elif not data:
                 break
@@ -137,11 +151,15 @@ class FrameReader:
     def _note_read(self) -> None:
         self._frame_deadline = None
         self._reads += 1
-        self._misses = 0 if self._reads > 1 else max(0, self._misses - _MISSES_FORGIVEN)
+        self._count.value += 1
+        self._count_after = self._count.value
+
+    def _note_waited(self) -> None:
+        self._reads = 0
+        self._waits_alone = self._waits_alone + 1 if self._count.value == self._count_after else 0
 
     async def _wait_readable(self) -> None:
         """Wait for more, no longer than a frame that was begun has time. That runs only while somebody waits here."""
-        self._reads = 0
         try:
             if not self._decoder.has_partial:
                 await self._transport.readable()

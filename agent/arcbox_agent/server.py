@@ -21,6 +21,7 @@ from arcbox_agent.listeners import guarded, listen_patiently
 from arcbox_agent.notify import Notifier
 from arcbox_agent.passed_listeners import passed_listeners
 from arcbox_agent.proxies import build_proxies
+from arcbox_agent.reader import ReadCount
 from arcbox_agent.services import supervise
 from arcbox_agent.settings import BUILT_IN
 from arcbox_agent.transport import SocketTransport
@@ -124,6 +125,7 @@ class Server:
     """The addresses that nobody could listen on until now."""
 
     _open: set[Connection] = field(init=False, factory=set)
+    _read_count: ReadCount = field(init=False, factory=ReadCount)
     _sent_away: int = field(init=False, default=0)
 
     def __attrs_post_init__(self) -> None:
@@ -234,7 +236,9 @@ class Server:
     def _admit(self, connected: socket.socket, peer: Peer, connections: trio.Nursery) -> None:
         transport = SocketTransport(connected)
         if len(self._open) < self._settings.limits.max_connections:
-            connection = Connection(transport, self._registry, self._context, self._settings.limits, peer.description)
+            connection = Connection(
+                transport, self._registry, self._context, self._settings.limits, peer.description, self._read_count
+            )
             self._open.add(connection)
             connections.start_soon(self._serve, connection, name=peer.description)
         elif self._sent_away < _SENT_AWAY_AT_A_TIME:

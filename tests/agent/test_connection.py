@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tracemalloc
 from typing import TYPE_CHECKING
 
 import pytest
@@ -63,6 +64,21 @@ async def test_a_reply_carries_the_trace_id_and_the_version() -> None:
         frame = await peer.receive()
     assert frame.trace_id == "träce"
     assert arcbox_v1.AgentPingResponse.FromString(frame.payload).version == VERSION
+
+
+async def test_a_request_that_was_answered_takes_no_memory_while_its_connection_is_idle() -> None:
+    size = 8 << 20
+    async with memory_connection() as peer:
+        assert await still_answers(peer)  # what is made once is made
+        tracemalloc.start()
+        try:
+            await peer.send(T.PingRequest, arcbox_v1.AgentPingRequest(message="x" * size))
+            assert len((await peer.receive()).payload) > size
+            await wait_all_tasks_blocked()
+            kept, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert kept < size / 2
 
 
 async def test_requests_are_answered_in_the_order_they_came(stage: Stage) -> None:
