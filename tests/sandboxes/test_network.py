@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -234,27 +235,58 @@ async def test_a_firewall_that_flushes_all_tables_is_coped_with(
             await trio.sleep(0.01)
 
 
-async def test_what_a_killed_agent_left_is_swept(machine: Machine) -> None:
-    """The second agent lives in the first one's network namespace, as in a guest."""
+@asynccontextmanager
+async def guest_network() -> AsyncIterator[tuple[str, ...]]:
+    """A network namespace as a guest's, in which one agent after the other lives: the command of each of them."""
     holder = await trio.lowlevel.open_process(["unshare", "--net", "sh", "-c", "ip link set lo up; exec sleep 600"])
     try:
-        command = ("nsenter", f"--net=/proc/{holder.pid}/ns/net", *COMMAND)
         with trio.fail_after(10):
-            while "UP" not in await in_guest_of(holder.pid, "ip", "-br", "link"):  # noqa: ASYNC110  as above
+            while "UP" not in await in_guest_of(holder.pid, "ip", "-br", "link"):  # noqa: ASYNC110  it is another process
                 await trio.sleep(0.01)
-        with machine.running(settings(), command) as agent:
-            async with machine.client() as client:
-                await machine.ready(client, "box", network=TAP)
-            machine.process.send_signal(signal.SIGKILL)
-        assert await in_guest_of(holder.pid, "ip", "-br", "link", "show", "arcbox0") != ""
-        with machine.running(settings(), command) as agent:
-            async with machine.client() as client:
-                await client.sandbox_remove("box", force=True)
-                assert await links(agent) == []
+        yield ("nsenter", f"--net=/proc/{holder.pid}/ns/net", *COMMAND)
     finally:
         with trio.move_on_after(10, shield=True):
             holder.kill()
             await holder.wait()
+
+
+async def test_what_a_killed_agent_left_is_swept(machine: Machine) -> None:
+    async with guest_network() as command:
+        with machine.running(settings(), command):
+            async with machine.client() as client:
+                await machine.ready(client, "box", network=TAP)
+            machine.process.send_signal(signal.SIGKILL)
+        with machine.running(settings(), command) as agent:
+            async with machine.client() as client:
+                assert len(await links(agent)) == 1
+                await client.sandbox_remove("box", force=True)
+                assert await links(agent) == []
+
+
+async def test_an_adopted_sandbox_keeps_its_address_and_no_other_one_gets_it(machine: Machine) -> None:
+    addresses = ["172.20.0.3", "172.20.0.4"]
+    async with guest_network() as command:
+        with machine.running(settings(), command):
+            async with machine.client() as client:
+                await machine.ready(client, "first", network=TAP)
+                for name in ("one", "two"):
+                    await machine.ready(client, name, network=TAP)
+                await client.sandbox_remove("first")
+                assert [box.ip_address for box in (await client.sandbox_list()).sandboxes] == addresses
+            machine.process.send_signal(signal.SIGKILL)
+        with machine.running(settings(), command) as agent:
+            async with machine.client() as client:
+                assert [box.ip_address for box in (await client.sandbox_list()).sandboxes] == addresses
+                others = [await client.sandbox_create(name, network=TAP) for name in ("three", "four")]
+                assert [box.ip_address for box in others] == ["172.20.0.2", "172.20.0.5"]
+                for name in ("three", "four"):
+                    await machine.until(client, name, "ready")
+                for name in ("one", "three"):
+                    code, output = await run(client, name, "ping -c 1 -W 5 172.20.0.1 && ping -c 1 -W 5 two")
+                    assert code == 0, output
+                for name in ("one", "two", "three", "four"):
+                    await client.sandbox_remove(name, force=True)
+                assert await links(agent) == []
 
 
 async def in_guest_of(pid: int, *command: str) -> str:

@@ -295,7 +295,8 @@ class DetachedSession:
 
     def was_started(self) -> bool:
         """Whether it was executed, or can't be, before the agent was killed. Blocks for a moment."""
-        if self._path("exit.json").exists() or self._path("begun").exists():
+        # A process that runs, or did, has `pid`: agents up to 0.4.10 did not write `begun`.
+        if any(self._path(name).exists() for name in ("exit.json", "begun", "pid")):
             return True
         conmon = _conmon_of(self.recording.directory)
         if conmon is not None:  # it is at the gate: it has its line, or sees now that it gets none

@@ -176,6 +176,21 @@ async def test_a_process_whose_agent_was_killed_before_it_was_started_can_be_sta
     assert (await again.run()).code == 7
 
 
+async def test_a_process_of_an_agent_that_did_not_write_down_that_it_had_begun_is_found(driver: OciDriver) -> None:
+    process = await driver.start_detached("box", spec("read word; exit $word", stdin=True))
+    (directory,) = driver.data_dir.rglob("sessions/process")
+    with trio.fail_after(20):
+        while True:  # conmon tells nobody
+            await trio.sleep(0.01)
+            if (directory / "pid").exists():
+                break
+    (directory / "begun").unlink()
+    (found,) = await driver.detached("box")
+    async with followed(found):
+        await process.write_stdin(0, b"9\n")
+        assert (await found.wait()).code == 9
+
+
 async def test_the_ports_that_something_listens_on_are_seen(driver: OciDriver) -> None:
     assert await driver.listening("box") == set()
     process = await driver.start_detached("box", spec("nc -l -p 8080 & exec nc -l -p 8081"))
