@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 from attrs import define, field
 
-from arcbox_agent.request_context import current_request
+from arcbox_agent.request_context import working_on
 from arcbox_agent.streams import Streams
 from arcbox_handlers import Acknowledgement, CommandError, FileReply, Reply, error_reply
 from arcbox_protocol import EXCHANGES, ErrorReply, MessageType, encode_frame
@@ -98,7 +98,6 @@ class Dispatcher:
         """Answer frames in order; the replies to quick requests are joined into one write."""
         replies: list[bytes] = []
         for frame in batch:
-            current_request.set(frame)
             route = self._routes.get(frame.type)
             if route is not None and route.quick is not None:
                 replies.append(self._answer_quick(route.quick, route, frame))
@@ -108,25 +107,32 @@ class Dispatcher:
             if replies:
                 await self._writer.write(*replies)
                 replies.clear()
-            if route is None:
-                await self._answer_unroutable(frame)
-            elif route.stream is not None:
-                await self._start_stream(route.stream, route, frame)
-            elif route.unary is not None:
-                await self._start(route.unary, route, frame)
+            if route is None or route.quick is None:
+                with working_on(frame):
+                    await self._begin(route, frame)
         if replies:
             await self._writer.write(*replies)
-        current_request.set(None)  # a frame may be large, and the next one may never come
 
     def _answer_quick(self, command: type[QuickCommand[Any]], route: Route, frame: Frame) -> bytes:
         started = perf_counter() if self._times_quick else None
         try:
             answer = _encode(route, frame, command(route.parse(frame.payload))(self._context))
         except Exception as error:  # noqa: BLE001  whatever a handler raises ends its request, not the connection
-            return _error_frame(frame, error)
+            with working_on(frame):
+                return _error_frame(frame, error)
         if started is not None:
-            _log_done(logging.DEBUG, started)
+            with working_on(frame):
+                _log_done(logging.DEBUG, started)
         return answer
+
+    async def _begin(self, route: Route | None, frame: Frame) -> None:
+        """Do what a frame asks for that is no quick request, or start it."""
+        if route is None:
+            await self._answer_unroutable(frame)
+        elif route.stream is not None:
+            await self._start_stream(route.stream, route, frame)
+        elif route.unary is not None:
+            await self._start(route.unary, route, frame)
 
     async def _start(self, kind: type[UnaryCommand[Any]], route: Route, frame: Frame) -> None:
         """Carry a request out in turn; or beside the others, if it is slow and they may overtake it."""

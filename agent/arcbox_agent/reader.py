@@ -144,15 +144,12 @@ class FrameReader:
             elif not data:
                 break
             elif frames := decoder.feed(data):
-                self._note_read()
+                self._frame_deadline = None
+                self._reads += 1
+                self._count.value += 1
+                self._count_after = self._count.value
                 return frames
         raise trio.EndOfChannel
-
-    def _note_read(self) -> None:
-        self._frame_deadline = None
-        self._reads += 1
-        self._count.value += 1
-        self._count_after = self._count.value
 
     def _note_waited(self) -> None:
         self._reads = 0

@@ -6,6 +6,7 @@ its connection goes on to.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
@@ -13,13 +14,25 @@ from arcbox_guest.log_fields import log_fields
 from arcbox_protocol import EXCHANGES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from arcbox_protocol import Frame
 
 current_peer: ContextVar[str | None] = ContextVar("current_peer", default=None)
 """The peer of the connection that the running task belongs to; None outside of connections."""
 
 current_request: ContextVar[Frame | None] = ContextVar("current_request", default=None)
-"""The frame of the request that the running task works on. The frame itself: it is set for every ping."""
+"""The frame of the request that the running task works on."""
+
+
+@contextmanager
+def working_on(request: Frame) -> Iterator[None]:
+    """Have records name this request, for as long as the context lasts."""
+    token = current_request.set(request)
+    try:
+        yield
+    finally:
+        current_request.reset(token)
 
 
 def request_fields() -> dict[str, str]:
