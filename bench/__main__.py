@@ -15,6 +15,7 @@ import attrs
 
 from bench import (
     connections,
+    ensure,
     files,
     memory,
     network,
@@ -44,7 +45,8 @@ BENCHES = (
     Bench("files", "MmapReadFile of 1 and 32 MiB", files.measure),
     Bench("system-info", "GetSystemInfo", system_info.measure),
     Bench("proxies", "the relay to the Docker API", proxies.measure),
-    Bench("runtime", "containerd and dockerd: from the request to ready, and to tell", runtime.measure),
+    Bench("runtime", "containerd and dockerd: from the request to ready", runtime.measure),
+    Bench("ensure", "EnsureRuntime in every state of the runtime", ensure.measure),
     Bench("start", "from exec to the first pong", start.measure),
     Bench("sandboxes", "sandboxes: create, run, output, many at once", sandboxes.measure),
     Bench("sandbox-work", "sandboxes: executions, files", sandbox_work.measure),

@@ -1,4 +1,4 @@
-"""The container runtime: the agent's start of both daemons beside a start by hand, and how long it takes to tell."""
+"""The container runtime: the agent's start of both daemons beside a start by hand."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -17,16 +18,18 @@ from typing import TYPE_CHECKING, Final
 from arcbox_guest.daemon_process import Identity
 from arcbox_protocol import FrameDecoder, MessageType, arcbox_v1, encode_frame
 from bench import processes
-from bench.client import connect, receive_frame
+from bench.client import connect
 from bench.docker import ALONE, wait_until_it_answers
-from bench.figures import Samples, Target, compare
+from bench.figures import Target, compare
 from bench.processes import ServerFailedError, running, wait_until_listening
 from bench.rounds import interleave
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Iterator
 
     from bench.figures import Figure
+    from bench.processes import Server
     from bench.stage import Stage
 
 _NEEDED: Final = ("dockerd", "containerd", "runc")
@@ -34,14 +37,8 @@ _BY_HAND: Final = "by hand"
 _ROUNDS: Final = 7
 """Each starts both daemons twice, on empty directories."""
 
-_ASKED: Final = 100
-"""Times in each state that lasts."""
-
 _POLL: Final = 0.01
 _CONTAINERD_CONFIG: Final = 'version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
-_ENSURE: Final = encode_frame(
-    MessageType.EnsureRuntimeRequest, "", arcbox_v1.RuntimeEnsureRequest(start_if_needed=True).SerializeToString()
-)
 _WATCH: Final = encode_frame(
     MessageType.WatchReadinessRequest,
     "4bf92f3577b34da6",
@@ -50,28 +47,26 @@ _WATCH: Final = encode_frame(
 
 
 def measure(stage: Stage) -> list[Figure]:
-    """Two ways to start it, and many questions. Nothing where it can't be had."""
-    missing = [name for name in _NEEDED if not shutil.which(name)]
-    if missing or os.geteuid() != 0:
-        print(f"  left out: takes root and {', '.join(missing) or 'nothing else'}", file=sys.stderr)
+    """Two ways to start it. Nothing where it can't be had."""
+    if not can_be_had():
         return []
-    asked: list[float] = []
     contenders = {
-        "agent": partial(_start_by_agent, stage.directory, asked),
+        "agent": partial(_start_by_agent, stage.directory),
         _BY_HAND: partial(_start_by_hand, stage.directory),
     }
     samples = interleave(contenders, min(_ROUNDS, stage.rounds))
-    asked.sort()
-    slowest, middle = asked[len(asked) * 99 // 100] * 1e3, asked[len(asked) // 2] * 1e3
-    target = Target("value", "<", 50)
     return [
-        compare(
-            "containerd and dockerd, to ready", "s", samples["agent"], samples[_BY_HAND], Target("ratio", "<", 1.1)
-        ),
-        compare(
-            "EnsureRuntime, 99th percentile", "ms", Samples("agent", [slowest]), Samples("median", [middle]), target
-        ),
+        compare("containerd and dockerd, to ready", "s", samples["agent"], samples[_BY_HAND], Target("ratio", "<", 1.1))
     ]
+
+
+def can_be_had() -> bool:
+    """Whether there can be a runtime; what it takes is printed if not."""
+    missing = [name for name in _NEEDED if not shutil.which(name)]
+    possible = not missing and os.geteuid() == 0
+    if not possible:
+        print(f"  left out: takes root and {', '.join(missing) or 'nothing else'}", file=sys.stderr)
+    return possible
 
 
 def _home(directory: Path, name: str) -> Path:
@@ -81,8 +76,14 @@ def _home(directory: Path, name: str) -> Path:
     return home
 
 
-def _start_by_agent(directory: Path, asked: list[float]) -> float:
-    """Seconds until it is ready. How long the agent takes to tell, in that and other states, is added to `asked`."""
+@contextmanager
+def agent_with_runtime(directory: Path, **changed: object) -> Iterator[tuple[Server, Path]]:
+    """An agent that can start both, and their state directory. They end after it.
+
+    Args:
+        directory: where all of it goes.
+        changed: other settings in the section `runtime`.
+    """
     home = _home(directory, "agent")
     settings = {
         "binary_dirs": [os.environ["PATH"]],
@@ -93,28 +94,31 @@ def _start_by_agent(directory: Path, asked: list[float]) -> float:
         "state_dir": f"{home}/state",
         "data_base": f"{home}/data",
         "data_device": "none",
+        **changed,
     }
     text = "\n[runtime]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items())
     try:
-        with (
-            processes.agent(home, settings=text) as agent,
-            connect(agent.path) as connection,
-            connect(agent.path) as other,
-        ):
-            started = time.perf_counter()
-            asked.append(_ask(other))  # which starts it
-            connection.sendall(_WATCH)
-            _wait_until_ready(connection)
-            elapsed = time.perf_counter() - started
-            for number in (signal.SIGCONT, signal.SIGSTOP):
-                _signal(home / "state" / "dockerd.pid", number)
-                for _ in range(_ASKED):
-                    asked.append(_ask(other))
-                    time.sleep(_POLL)
+        with processes.agent(home, settings=text) as agent:
+            yield agent, home / "state"
     finally:  # after the agent, which would start them again
         for daemon in ("dockerd", "containerd"):
-            _signal(home / "state" / f"{daemon}.pid", signal.SIGCONT, signal.SIGTERM)
-    return elapsed
+            send_signals(home / "state" / f"{daemon}.pid", signal.SIGCONT, signal.SIGTERM)
+        _unmount_below(home)
+
+
+def _unmount_below(directory: Path) -> None:
+    """What a dockerd leaves that was killed: its data directory, mounted on itself."""
+    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    for mount in reversed([mount for mount in mounts if mount.startswith(f"{directory}/")]):
+        subprocess.run(["umount", "--lazy", mount], check=False)  # noqa: S607  util-linux
+
+
+def _start_by_agent(directory: Path) -> float:
+    with agent_with_runtime(directory) as (agent, _), connect(agent.path) as connection:
+        started = time.perf_counter()
+        connection.sendall(_WATCH)
+        _wait_until_ready(connection)
+        return time.perf_counter() - started
 
 
 def _wait_until_ready(watch: socket.socket) -> None:
@@ -130,15 +134,7 @@ def _wait_until_ready(watch: socket.socket) -> None:
     raise ServerFailedError("the agent closed the connection")
 
 
-def _ask(connection: socket.socket) -> float:
-    """Have it ensured; the seconds until the reply."""
-    started = time.perf_counter()
-    connection.sendall(_ENSURE)
-    receive_frame(connection)
-    return time.perf_counter() - started
-
-
-def _signal(pid_file: Path, *numbers: signal.Signals) -> None:
+def send_signals(pid_file: Path, *numbers: signal.Signals) -> None:
     """Send signals to a daemon of the agent's, if there is one; wait for its end after SIGTERM."""
     identity = Identity.read(pid_file)
     process = identity and identity.open()

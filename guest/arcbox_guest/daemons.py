@@ -19,6 +19,7 @@ from attrs import define, field, frozen
 from arcbox_guest.backoff import Backoff
 from arcbox_guest.daemon_process import DaemonProcess, bound_log
 from arcbox_guest.errors import UnavailableError
+from arcbox_guest.ready_notice import ReadyNotice
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -28,8 +29,8 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-_POLL: Final = 0.02
-"""Seconds between two probes of a daemon that is starting."""
+_POLL: Final = 0.05
+"""Seconds between two probes of a daemon that is starting, if it does not say when it is ready."""
 
 _BOUND_LOG_EVERY: Final = 5.0
 """Seconds between two looks at the size of a log."""
@@ -60,7 +61,7 @@ class DaemonSpec:
     """The program, an absolute path, and its arguments."""
 
     probe: Callable[[], Awaitable[bool]]
-    """Whether it answers. Has a deadline of its own, of about a second."""
+    """Whether it answers. Has a deadline of its own, of about a second. Not asked any more once it says READY=1."""
 
     start_timeout: float
     """Seconds from its start in which it must answer; it is ended otherwise."""
@@ -195,11 +196,13 @@ class Daemon:
         """From a start, or an adoption, to the end of the process; and the delay before the next start."""
         was_ready = False
         try:
-            process = await self._running()
+            async with ReadyNotice.listening() as notice:
+                process = await self._running(notice)
+                was_ready = await self._becomes_ready(process, notice)
         except OSError as error:
             reason = f"can't be started: {error}"
         else:
-            if was_ready := await self._becomes_ready(process):
+            if was_ready:
                 self._set(DaemonStatus.READY)
                 await self._supervise(process, backoff)
             reason = await self._end(process)
@@ -214,15 +217,16 @@ class Daemon:
             self.wanted = False
             self._set(DaemonStatus.FAILED, reason)
 
-    async def _running(self) -> DaemonProcess:
-        """The process that was adopted, else a new one."""
+    async def _running(self, notice: ReadyNotice) -> DaemonProcess:
+        """The process that was adopted, else a new one. Raises OSError: it can't be started."""
         if self._process is None:
             self._set(DaemonStatus.STARTING)
+            environment = os.environ if self.spec.environment is None else self.spec.environment
             self._process = await self._in_thread(
                 partial(
                     DaemonProcess.start,
                     self.spec.argv,
-                    environment=os.environ if self.spec.environment is None else self.spec.environment,
+                    environment={**environment, "NOTIFY_SOCKET": notice.address},
                     log=self.spec.log,
                     pid_file=self.spec.pid_file,
                     cgroup=self.spec.cgroup,
@@ -231,15 +235,24 @@ class Daemon:
             log.info("daemon started", extra={"daemon": self.spec.name, "pid": self._process.pid})
         return self._process
 
-    async def _becomes_ready(self, process: DaemonProcess) -> bool:
+    async def _becomes_ready(self, process: DaemonProcess, notice: ReadyNotice) -> bool:
         with trio.move_on_after(self.spec.start_timeout):
             while not await self.spec.probe():
                 if not self.wanted or process.ended():
                     return False
-                with trio.move_on_after(_POLL):
-                    await process.pidfd.wait()
+                if await self._says_so(process, notice):
+                    break
             return not process.ended()  # else it was another one that answered
         return False
+
+    async def _says_so(self, process: DaemonProcess, notice: ReadyNotice) -> bool:
+        """Whether the daemon says that it is ready before `_POLL` has passed, or it ends."""
+        with trio.move_on_after(_POLL) as waiting:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._ended, process, waiting)
+                await notice.wait(process.pid)
+                nursery.cancel_scope.cancel()
+        return not waiting.cancelled_caught
 
     async def _supervise(self, process: DaemonProcess, backoff: Backoff) -> None:
         """Until the process has ended, or shall end."""
@@ -256,9 +269,9 @@ class Daemon:
         while self.wanted:
             await self.changed()
 
-    async def _ended(self, process: DaemonProcess, supervision: trio.CancelScope) -> None:
+    async def _ended(self, process: DaemonProcess, meanwhile: trio.CancelScope) -> None:
         await process.pidfd.wait()
-        supervision.cancel()
+        meanwhile.cancel()
 
     async def _bound_log(self) -> None:
         while True:

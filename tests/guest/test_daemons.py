@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import asynccontextmanager, suppress
@@ -12,12 +13,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trio.testing
 from attrs import evolve
 
 from arcbox_guest.child import PidFd
 from arcbox_guest.daemon_process import DaemonProcess, Identity, bound_log
 from arcbox_guest.daemons import Daemon, DaemonSpec, DaemonStatus
 from arcbox_guest.errors import UnavailableError
+from arcbox_guest.ready_notice import ReadyNotice
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -126,6 +129,39 @@ async def test_one_that_does_not_answer_in_time_is_ended(spec: DaemonSpec, tmp_p
         with pytest.raises(UnavailableError, match=r"did not answer within 0\.5 s"):
             await daemon.start()
         assert daemon.pid is None
+
+
+async def test_one_that_says_that_it_is_ready_is_not_probed_any_more(spec: DaemonSpec, tmp_path: Path) -> None:
+    async def no_answer() -> bool:
+        await trio.lowlevel.checkpoint()
+        return False
+
+    say = "import os, socket; socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b'STATUS=up\\nREADY=1', address)"
+    say = say.replace("address", "'\\0' + os.environ['NOTIFY_SOCKET'][1:]")
+    notifying = scripted(spec, tmp_path, f"exec {sys.executable} -c \"{say}; open('never').read()\"")
+    async with supervised(evolve(notifying, probe=no_answer)) as daemon:
+        await daemon.start()
+        await daemon.stop()
+
+
+async def test_what_another_process_says_does_not_make_it_ready() -> None:
+    async with ReadyNotice.listening() as notice, trio.open_nursery() as nursery:
+        said = trio.Event()
+
+        async def wait() -> None:
+            await notice.wait(os.getpid())
+            said.set()
+
+        nursery.start_soon(wait)
+        say = "import socket, sys; socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b'READY=1', sys.argv[1])"
+        name = notice.address[1:]
+        await trio.run_process([sys.executable, "-c", say.replace("sys.argv[1]", f"'\\0{name}'")])
+        await trio.testing.wait_all_tasks_blocked()
+        assert not said.is_set()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            for message in (b"STATUS=starting", b"READY=1\n"):
+                sender.sendto(message, f"\0{name}")
+        await said.wait()
 
 
 async def test_one_that_ends_by_itself_is_started_again(spec: DaemonSpec) -> None:

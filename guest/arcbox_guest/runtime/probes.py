@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import math
+import socket
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -16,6 +18,9 @@ _DEADLINE: Final = 2.0
 
 _INTERVAL: Final = 2.0
 """Seconds between two probes of a daemon that answers."""
+
+_LATE: Final = 0.015
+"""Seconds that a probe may take before nobody waits for its answer any more."""
 
 _DOCKER_PING: Final = b"GET /_ping HTTP/1.1\r\nHost: docker\r\nConnection: close\r\n\r\n"
 
@@ -76,29 +81,38 @@ class Probe:
 
     _wanted: trio.Event = field(init=False, factory=trio.Event)
     _answered: trio.Event = field(init=False, factory=trio.Event)
+    _began: float = field(init=False, default=math.inf)
+    """When the probe that runs has begun; infinite between two."""
 
     async def run(self) -> None:
         """Probe whenever somebody asks, and every two seconds while the daemon answers."""
         while True:
+            self._began = trio.current_time()
             self.last = await self.probe()
+            self._began = math.inf
             self._answered.set()
             self._answered = trio.Event()
-            with trio.move_on_after(_INTERVAL if self.last > Liveness.ABSENT else float("inf")):
+            with trio.move_on_after(_INTERVAL if self.last > Liveness.ABSENT else math.inf):
                 await self._wanted.wait()
             self._wanted = trio.Event()
 
     def ask(self) -> trio.Event:
-        """Want a new answer. The event is set when `last` has it, after two seconds at most."""
+        """Want a new answer. The event is set when `last` has it, or when that has taken too long already."""
         self._wanted.set()
-        return self._answered
+        if trio.current_time() < self._began + _LATE:
+            return self._answered
+        late = trio.Event()
+        late.set()
+        return late
 
     async def probe(self) -> Liveness:
         """One probe, which takes up to two seconds."""
         try:
-            with trio.socket.socket(trio.socket.AF_UNIX) as connected:
-                await connected.connect(self._socket)
+            with trio.socket.from_stdlib_socket(_connected(self._socket)) as connected:
                 with trio.move_on_after(_DEADLINE):
                     return Liveness.ANSWERS if await self._ask(trio.SocketStream(connected)) else Liveness.ACCEPTS
+        except BlockingIOError:  # nobody has accepted what fills its backlog: unix(7)
+            await trio.sleep(_DEADLINE)
         except (OSError, trio.BrokenResourceError):  # the latter: it ended just now
             return Liveness.ABSENT
         return Liveness.HUNG if self.last in (Liveness.ANSWERS, Liveness.HUNG) else Liveness.ACCEPTS
@@ -106,3 +120,15 @@ class Probe:
     async def answers(self) -> bool:
         """Whether one probe finds that it answers."""
         return await self.probe() is Liveness.ANSWERS
+
+
+def _connected(path: str) -> socket.socket:
+    """A connection that does not block. Raises OSError, BlockingIOError: there is no room for it."""
+    connecting = socket.socket(socket.AF_UNIX)
+    try:
+        connecting.setblocking(False)
+        connecting.connect(path)
+    except OSError:
+        connecting.close()
+        raise
+    return connecting

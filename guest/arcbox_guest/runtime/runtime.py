@@ -37,7 +37,7 @@ _DOCKERD_STOPS: Final = 20.0
 _POLL: Final = 0.1
 """Seconds between two looks of one who waits for the runtime."""
 
-_ADOPTED_WITHIN: Final = 0.03
+_ADOPTED_WITHIN: Final = 0.01
 """Seconds that one who asks an agent that has just started waits for it to know which daemons it supervises."""
 
 _PATIENCE: Final = 0.015
