@@ -205,6 +205,15 @@ class Driver(Protocol):
             GuestError: it failed, and the sandbox is as before.
         """
 
+    async def flatten(self, layers: tuple[str, ...]) -> tuple[str, ...]:
+        """What a checkpoint has returned, in fewer layers if there are many: it may take as long as there are files.
+
+        The layers themselves stay as they are, for those who use them.
+
+        Raises:
+            GuestError: it failed; the layers are not there any more, say.
+        """
+
     async def remove_unused(self, in_snapshots: Collection[str]) -> None:
         """Remove what checkpoints have kept and no sandbox uses, but for what is named.
 

@@ -383,6 +383,7 @@ class SandboxManager:
             spec=spec,
         )
         await self.snapshots.add(snapshot)
+        self._flatten_soon(snapshot)
         return snapshot
 
     async def restore(
@@ -589,6 +590,8 @@ class SandboxManager:
         await self._sweep_network()
         await self._remove_unused_layers()
         self._swept.settle()
+        for snapshot in self.snapshots.list():
+            self._flatten_soon(snapshot)
 
     async def _wait_for(self, opened: Outcome, patience: float) -> None:
         if opened.settled:
@@ -649,6 +652,22 @@ class SandboxManager:
             await self._driver.remove_unused(self.snapshots.layers() | used)
         except GuestError as error:
             log.warning("layers that nobody uses not removed", extra={"reason": str(error)})
+
+    def _flatten_soon(self, snapshot: Snapshot) -> None:
+        if self._nursery is not None:  # else the next agent does
+            self._context.run(self._nursery.start_soon, self._flatten, snapshot)
+
+    async def _flatten(self, snapshot: Snapshot) -> None:
+        """Have a snapshot with many layers have few. It is there with those or with these, whenever the agent ends."""
+        try:
+            layers = await self._driver.flatten(snapshot.spec.layers)
+            if layers != snapshot.spec.layers:
+                await self.snapshots.replace_layers(snapshot.id, layers)
+                await self._remove_unused_layers()
+        except GuestError as error:
+            log.warning("layers of a snapshot not merged", extra={"snapshot": snapshot.id, "reason": str(error)})
+        except Exception:
+            log.exception("layers of a snapshot not merged", extra={"snapshot": snapshot.id})
 
     async def _sweep_network(self) -> None:
         if self._network is not None:

@@ -104,6 +104,9 @@ class OnDemandDriver:
     async def checkpoint(self, sandbox_id: str) -> tuple[str, ...]:
         return await (await self._driver()).checkpoint(sandbox_id)
 
+    async def flatten(self, layers: tuple[str, ...]) -> tuple[str, ...]:
+        return await (await self._driver()).flatten(layers)
+
     async def remove_unused(self, in_snapshots: Collection[str]) -> None:
         if await trio.to_thread.run_sync(self._has_any, "layers", abandon_on_cancel=True):
             await (await self._driver()).remove_unused(in_snapshots)

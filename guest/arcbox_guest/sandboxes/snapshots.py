@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import trio
-from attrs import Factory, asdict, define, field, frozen, resolve_types
+from attrs import Factory, asdict, define, evolve, field, frozen, resolve_types
 
 from arcbox_guest.errors import GuestError, NotFoundError
 from arcbox_guest.sandboxes.model import Spec
@@ -50,6 +50,9 @@ class Snapshots:
     """Empty keeps them in memory only."""
 
     _known: dict[str, Snapshot] = field(init=False, factory=dict)
+    _changing: trio.Lock = field(init=False, factory=trio.Lock)
+    """Held while one that is there is changed or deleted."""
+
     _limiter: trio.CapacityLimiter = field(init=False, factory=lambda: trio.CapacityLimiter(2))
 
     async def load(self) -> None:
@@ -87,6 +90,17 @@ class Snapshots:
             raise GuestError(f"the snapshot can't be kept: {error.strerror or error}") from error
         self._known[snapshot.id] = snapshot
 
+    async def replace_layers(self, snapshot_id: str, layers: tuple[str, ...]) -> None:
+        """Have other layers that show the same; nothing happens if it was deleted meanwhile.
+
+        Raises:
+            GuestError: it can't be written down.
+        """
+        async with self._changing:
+            snapshot = self._known.get(snapshot_id)
+            if snapshot is not None:
+                await self.add(evolve(snapshot, spec=evolve(snapshot.spec, layers=layers)))
+
     async def delete(self, snapshot_id: str) -> None:
         """Have it no more. Its layers are the driver's to remove.
 
@@ -96,12 +110,13 @@ class Snapshots:
         """
         self.get(snapshot_id)
         path = self.path(snapshot_id)
-        try:
-            await self._call(lambda: (path / _FILE).unlink(missing_ok=True))
-            await self._call(lambda: shutil.rmtree(path, ignore_errors=True))
-        except OSError as error:
-            raise GuestError(f"snapshot {snapshot_id} can't be removed: {error.strerror or error}") from error
-        self._known.pop(snapshot_id, None)
+        async with self._changing:
+            try:
+                await self._call(lambda: (path / _FILE).unlink(missing_ok=True))
+                await self._call(lambda: shutil.rmtree(path, ignore_errors=True))
+            except OSError as error:
+                raise GuestError(f"snapshot {snapshot_id} can't be removed: {error.strerror or error}") from error
+            self._known.pop(snapshot_id, None)
 
     def layers(self) -> frozenset[str]:
         """Those of all snapshots."""

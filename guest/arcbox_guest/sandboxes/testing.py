@@ -47,6 +47,9 @@ BROKEN: Final = "/broken"
 _LEFT_BEHIND: Final = 1.0
 """Seconds that the output of a detached process may stay open after its end."""
 
+MANY_LAYERS: Final = 3
+"""Beyond which it merges them."""
+
 _KILLED: Final = SIGNALLED + programs.SIGKILL
 _DIRECTORIES: Final = ("/", "/tmp")  # noqa: S108  names in a sandbox that does not exist
 _UIDS: Final = {"root": 0, "nobody": 65534}
@@ -597,6 +600,16 @@ class FakeDriver:
         layers = (f"layer-{len(self.calls)}", *below)
         self.layers.update(layers)
         return layers
+
+    async def flatten(self, layers: tuple[str, ...]) -> tuple[str, ...]:
+        await self._begin("flatten", "")
+        if len(layers) <= MANY_LAYERS:
+            return layers
+        if not self.layers.issuperset(layers):
+            raise GuestError("the layers are not there any more")
+        merged = f"merged-{len(self.calls)}"
+        self.layers.add(merged)
+        return (merged,)
 
     async def remove_unused(self, in_snapshots: Collection[str]) -> None:
         await self._begin("remove_unused", "")

@@ -24,7 +24,7 @@ from arcbox_guest.sandboxes.oci import bundle, cgroups, etc, hierarchies, images
 from arcbox_guest.sandboxes.oci.cgroups import CLIENTS, SandboxCgroups
 from arcbox_guest.sandboxes.oci.detached import Sessions, reap
 from arcbox_guest.sandboxes.oci.images import Images
-from arcbox_guest.sandboxes.oci.layers import LONGEST_CHAIN, Layers, chain_of
+from arcbox_guest.sandboxes.oci.layers import LONGEST_CHAIN, MANY_LAYERS, Layers, chain_of, new_name
 from arcbox_guest.sandboxes.oci.mounts import Sources, Stage
 from arcbox_guest.sandboxes.oci.namespace import MountNamespace
 from arcbox_guest.sandboxes.oci.recording import Recorder
@@ -123,6 +123,10 @@ class OciDriver:
 
     _images: dict[str, Image] = field(init=False, factory=dict)
     """By the id of the sandbox that uses it."""
+
+    _merging: trio.Lock = field(init=False, factory=trio.Lock)
+    _being_made: set[str] = field(init=False, factory=set)
+    """Layers into which others are being merged."""
 
     _cgroup: str = field(init=False)
     """The name of the cgroup that has all sandboxes: a driver of the same directory has the same, and no other."""
@@ -238,6 +242,8 @@ class OciDriver:
         sandbox, equipment = self._find(sandbox_id), await self._equip()
         sandbox.check_alive()
         with _translated(f"sandbox {sandbox_id} can't be checkpointed"):
+            _, *below = await self._in_thread(chain_of, sandbox.init)
+            await self._merged(below, LONGEST_CHAIN)  # which the new root file system will have
             sources = await trio.to_thread.run_sync(
                 Sources.open, sandbox.spec.rootfs, (), limiter=self._storage, abandon_on_cancel=True
             )
@@ -246,9 +252,39 @@ class OciDriver:
                 self._checkpoint, sandbox, lower, sources, limiter=self._storage
             )
 
+    async def flatten(self, layers: tuple[str, ...]) -> tuple[str, ...]:
+        with _translated("layers can't be merged"):
+            return await self._merged(layers, MANY_LAYERS)
+
+    async def _merged(self, chain: Sequence[str], most: int) -> tuple[str, ...]:
+        """A chain that shows the same; merged, if there are more than `most` layers in it."""
+        short = await self._shortened(chain)
+        if len(short) <= most:
+            return short
+        async with self._merging:
+            short = await self._shortened(chain)  # others may have merged the same layers meanwhile
+            return short if len(short) <= most else (await self._merge(short),)
+
+    async def _shortened(self, chain: Sequence[str]) -> tuple[str, ...]:
+        return tuple(await self._in_thread(self._layers.shortened, chain))
+
+    async def _merge(self, chain: Sequence[str]) -> str:
+        name = new_name()
+        self._being_made.add(name)
+        try:
+            await self._in_thread(self._layers.merge, chain, name)
+            await self._in_thread(self._layers.supersede, chain[0], name)
+        except trio.Cancelled:
+            raise  # a thread may still make it: the next agent removes it
+        except BaseException:
+            self._being_made.remove(name)
+            raise
+        self._being_made.remove(name)
+        return name
+
     async def remove_unused(self, in_snapshots: Collection[str]) -> None:
         with _translated("layers that nobody uses can't be removed"):
-            await self._in_thread(self._layers.remove_unused, frozenset(in_snapshots))
+            await self._in_thread(self._layers.remove_unused, frozenset(in_snapshots), self._being_made)
 
     async def listening(self, sandbox_id: str) -> set[int]:
         sandbox = self._find(sandbox_id)
@@ -363,9 +399,7 @@ class OciDriver:
 
     def _checkpoint(self, sandbox: LiveSandbox, lower: Path | int, sources: Sources) -> tuple[str, ...]:
         """Freeze the layers of a sandbox, and have it go on with a new one above them."""
-        below = chain_of(sandbox.init)
-        if len(below) >= LONGEST_CHAIN:
-            below = [self._layers.merge(sandbox.directory, below)]
+        below = self._layers.shortened(chain_of(sandbox.init))
         upper = self._layers.add_for(sandbox.directory, below)
         stage = Stage(sandbox.directory)
         try:

@@ -3,10 +3,11 @@
     layers/NAME/data    an upper layer of overlayfs
     layers/NAME/work    overlayfs's own, beside it
     layers/NAME/frozen  is there when it belongs to a snapshot
+    layers/NAME/merged  is a link with the name of the layer that shows what this one and all below it show
     sandboxes/ID/layers the names of the layers that a sandbox has, or has had
 
 A layer is written by one sandbox, from its creation until a checkpoint gives that sandbox a new one; it is never moved,
-so mounts that use it need not know. A layer that no sandbox and no snapshot names is garbage.
+so mounts that use it need not know. A layer that no sandbox, no snapshot and no such link of theirs names is garbage.
 """
 
 from __future__ import annotations
@@ -27,14 +28,18 @@ from arcbox_guest.sandboxes.oci.root_files import remove_tree
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
-LONGEST_CHAIN: Final = 64
-"""Layers of a snapshot beyond which they are merged into one: overlayfs takes 500, in 4,096 bytes of options."""
+MANY_LAYERS: Final = 32
+"""Layers of a snapshot beyond which they are merged into one, in the background."""
+
+LONGEST_CHAIN: Final = 128
+"""Layers of a sandbox beyond which a checkpoint waits for that: overlayfs takes 500, in 4,096 bytes of options."""
 
 _OPAQUE: Final = "trusted.overlay.opaque"
 """Of a directory that hides what lower layers have in one of its name; overlayfs.rst in the kernel's documentation."""
 
 _NAMED_BY: Final = "layers"
 _FROZEN: Final = "frozen"
+_MERGED: Final = "merged"
 
 
 @frozen
@@ -53,7 +58,7 @@ class Layers:
             sandbox: its directory, which exists.
             below: the layers that it stacks on, the uppermost first.
         """
-        name = secrets.token_hex(4)  # short: overlayfs takes all names in one page of options
+        name = new_name()
         with (sandbox / _NAMED_BY).open("a") as file:
             file.write("".join(f"{each}\n" for each in (name, *below)))
         for part in ("data", "work"):
@@ -72,26 +77,51 @@ class Layers:
             if not (self.directory / name / _FROZEN).exists():
                 remove_tree(self.directory / name)
 
-    def remove_unused(self, in_snapshots: Collection[str]) -> None:
-        """Remove the layers that neither a sandbox's directory names, nor the caller."""
+    def remove_unused(self, in_snapshots: Collection[str], being_made: Collection[str]) -> None:
+        """Remove the layers that neither a sandbox's directory names, nor the caller.
+
+        Args:
+            in_snapshots: those of snapshots.
+            being_made: those that `merge` makes. It may change meanwhile.
+        """
         found = {entry.name for entry in _entries(self.directory)}  # before the names are read: new ones come later
-        named = {name for sandbox in _entries(self.sandboxes) for name in named_by(sandbox)}
-        for name in found - named - set(in_snapshots):
+        used = {*being_made, *in_snapshots}
+        used |= {name for sandbox in _entries(self.sandboxes) for name in named_by(sandbox)}
+        used |= {self._merged(name) for name in used}
+        for name in found - used:
             remove_tree(self.directory / name)
 
-    def merge(self, sandbox: Path, chain: Sequence[str]) -> str:
-        """One layer that has what a chain of them shows, whiteouts included, without a copy of any file.
+    def merge(self, chain: Sequence[str], name: str) -> None:
+        """Make a layer that has what a chain of them shows, whiteouts included, without a copy of any file.
 
         Files are hard links to those of the chain: sandboxes see one link more than before, and nothing else.
 
         Args:
-            sandbox: the directory of a sandbox that uses the chain; it names the new layer as well.
             chain: layers that nobody writes to, the uppermost first.
+            name: of the new layer. Nobody uses it before `supersede`.
         """
-        name = self.add_for(sandbox, ())
+        merged = self.directory / name / "data"
+        merged.mkdir(parents=True)
         for layer in reversed(chain):
-            _lay_over(self.directory / layer / "data", self.directory / name / "data")
-        return name
+            _lay_over(self.directory / layer / "data", merged)
+        self.freeze([name])
+
+    def supersede(self, layer: str, name: str) -> None:
+        """Use a merged layer from now on, in place of a layer and all below it."""
+        (self.directory / layer / _MERGED).symlink_to(name)
+
+    def shortened(self, chain: Sequence[str]) -> list[str]:
+        """A chain that shows the same, with the merged layer if there is one."""
+        for index, layer in enumerate(chain):
+            if merged := self._merged(layer):
+                return [*chain[:index], merged]
+        return list(chain)
+
+    def _merged(self, layer: str) -> str:
+        """The layer that shows what this one and all below it show; empty if there is none."""
+        with suppress(FileNotFoundError):
+            return os.readlink(self.directory / layer / _MERGED)
+        return ""
 
     @contextmanager
     def entered(self) -> Iterator[None]:
@@ -101,6 +131,11 @@ class Layers:
             yield
         finally:
             os.chdir("/")
+
+
+def new_name() -> str:
+    """A name for a layer. It is short: overlayfs takes all names in one page of options."""
+    return secrets.token_hex(4)
 
 
 def mount_options(upper: str, below: Sequence[str], base: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,8 +10,10 @@ import trio
 
 from arcbox_guest.sandboxes.model import BindMount
 from arcbox_guest.sandboxes.oci import driver as driver_module
+from arcbox_guest.sandboxes.oci.layers import Layers
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from tests.guest.sandboxes.oci.conftest import Box, Boxes, World
@@ -128,10 +131,11 @@ async def test_a_checkpoint_survives_its_origin_and_is_gone_when_nobody_has_it(b
     assert list((world.driver.data_dir / "layers").iterdir()) == []
 
 
+@pytest.mark.parametrize("most", [1, 3])
 async def test_a_chain_that_gets_long_is_merged_into_one_layer(
-    boxes: Boxes, world: World, rich_rootfs: str, monkeypatch: pytest.MonkeyPatch
+    boxes: Boxes, world: World, rich_rootfs: str, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    monkeypatch.setattr(driver_module, "LONGEST_CHAIN", 4)
+    monkeypatch.setattr(driver_module, "MANY_LAYERS", most)
     box = await boxes("box", rootfs=rich_rootfs)
     steps = (
         TREE,
@@ -144,21 +148,65 @@ async def test_a_chain_that_gets_long_is_merged_into_one_layer(
         assert (await box.sh(step)).exit_code == 0
         before = await listing(box, links=False)
         layers = await world.driver.checkpoint("box")
+        assert len(layers) <= most + 1
         assert await listing(box, links=False) == before
+        layers = await world.driver.flatten(layers)
+        assert len(layers) <= most
         restored = await boxes("restored", rootfs=rich_rootfs, layers=layers)
         assert await listing(restored, links=False) == before
         await world.driver.destroy("restored")
-        assert len(layers) < 5
+        await world.driver.remove_unused(layers)
+        assert await listing(box, links=False) == before
 
 
 @pytest.mark.parametrize("technique", ["crun"], indirect=True)
-async def test_more_checkpoints_than_a_chain_may_have_go_well(boxes: Boxes, world: World) -> None:
+async def test_a_checkpoint_beyond_the_longest_chain_waits_for_its_layers_to_be_merged(
+    boxes: Boxes, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver_module, "LONGEST_CHAIN", 10)
     box = await boxes("box")
-    for number in range(80):
-        if number % 20 == 0:
+    for number in range(30):
+        if number % 5 == 0:
             await box.sh(f"echo {number} >> /tmp/log")
+        assert len(await world.driver.checkpoint("box")) <= 11
+    assert (await box.sh("cat /tmp/log")).text == "0\n5\n10\n15\n20\n25\n"
+
+
+@pytest.mark.parametrize("technique", ["crun"], indirect=True)
+async def test_layers_that_are_being_merged_are_nobody_s_garbage_and_nobody_waits_for_them(
+    boxes: Boxes, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge, begun, go_on = Layers.merge, threading.Event(), threading.Event()
+
+    def slow(self: Layers, chain: Sequence[str], name: str) -> None:
+        (self.directory / name).mkdir()
+        begun.set()
+        assert go_on.wait(30)
+        merge(self, chain, name)
+
+    monkeypatch.setattr(driver_module, "MANY_LAYERS", 1)
+    monkeypatch.setattr(Layers, "merge", slow)
+    box = await boxes("box")
+    merged: list[tuple[str, ...]] = []
+    await box.sh("echo 0 >> /tmp/log")
+    await world.driver.checkpoint("box")
+    await box.sh("echo 1 >> /tmp/log")
+    layers = await world.driver.checkpoint("box")
+
+    async def flatten() -> None:
+        merged.append(await world.driver.flatten(layers))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(flatten)
+        await trio.to_thread.run_sync(begun.wait)
+        await world.driver.remove_unused(layers)
         await world.driver.checkpoint("box")
-    assert (await box.sh("cat /tmp/log")).text == "0\n20\n40\n60\n"
+        go_on.set()
+    await world.driver.destroy("box")
+    await world.driver.remove_unused(merged[0])
+    restored = await boxes("restored", layers=merged[0])
+    assert (await restored.sh("cat /tmp/log")).text == "0\n1\n"
+    assert len(list((world.driver.data_dir / "layers").iterdir())) == 2
 
 
 async def test_checkpoints_of_many_at_once_do_not_mix(boxes: Boxes, world: World) -> None:

@@ -1,0 +1,71 @@
+"""Snapshots, as a manager keeps them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from arcbox_guest.errors import GuestError, NotFoundError
+from arcbox_guest.sandboxes.model import Spec
+from arcbox_guest.sandboxes.testing import MANY_LAYERS
+
+if TYPE_CHECKING:
+    from trio.testing import MockClock
+
+    from arcbox_guest.sandboxes.snapshots import Snapshot
+    from tests.guest.sandboxes.conftest import FakeAgent
+
+
+async def snapshot_with_many_layers(agent: FakeAgent) -> Snapshot:
+    """A checkpoint of what was restored from a checkpoint of what was restored, and so on; all others are deleted."""
+    await agent.create(Spec(id="box-0"))
+    for number in range(MANY_LAYERS):
+        snapshot = await agent.manager.checkpoint(f"box-{number}")
+        await agent.manager.restore(snapshot.id, f"box-{number + 1}")
+        await agent.manager.delete_snapshot(snapshot.id)
+    return await agent.manager.checkpoint(f"box-{MANY_LAYERS}")
+
+
+async def test_many_layers_are_merged_in_the_background_and_what_was_restored_before_goes_on(
+    autojump_clock: MockClock, agent: FakeAgent
+) -> None:
+    agent.driver.faults["flatten"] = answers = trio.Event()
+    snapshot = await snapshot_with_many_layers(agent)
+    old = await agent.manager.restore(snapshot.id, "old")
+    assert len(old.spec.layers) == MANY_LAYERS + 1
+    answers.set()
+    await wait_all_tasks_blocked()
+    new = await agent.manager.restore(snapshot.id, "new")
+    assert len(new.spec.layers) == 1
+    assert agent.driver.layers == {*old.spec.layers, *new.spec.layers}
+    for number in range(MANY_LAYERS + 1):
+        await agent.manager.remove(f"box-{number}", force=False)
+    await agent.manager.remove("old", force=False)
+    await agent.manager.delete_snapshot(snapshot.id)
+    assert agent.driver.layers == set(new.spec.layers)
+
+
+async def test_a_snapshot_that_is_deleted_while_its_layers_are_merged_stays_deleted(
+    autojump_clock: MockClock, agent: FakeAgent
+) -> None:
+    agent.driver.faults["flatten"] = answers = trio.Event()
+    snapshot = await snapshot_with_many_layers(agent)
+    await agent.manager.delete_snapshot(snapshot.id)
+    answers.set()
+    await wait_all_tasks_blocked()
+    with pytest.raises(NotFoundError):
+        await agent.manager.restore(snapshot.id)
+    assert agent.manager.snapshots.list() == []
+
+
+@pytest.mark.parametrize("fault", [GuestError("no space left"), RuntimeError("bug")])
+async def test_a_snapshot_whose_layers_can_not_be_merged_keeps_them(
+    autojump_clock: MockClock, agent: FakeAgent, fault: Exception
+) -> None:
+    agent.driver.faults["flatten"] = fault
+    snapshot = await snapshot_with_many_layers(agent)
+    await wait_all_tasks_blocked()
+    assert (await agent.manager.restore(snapshot.id)).spec.layers == snapshot.spec.layers
