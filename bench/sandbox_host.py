@@ -34,6 +34,11 @@ _LAST_FRAME = 1024
 """Bytes below which a frame may be the one with the exit code."""
 
 
+def sandbox_settings(stage: Stage) -> str:
+    """The section of an agent's settings that keeps sandboxes in the stage's directory, with its `rootfs`."""
+    return f'\n[sandbox]\ndata_dir = "{stage.directory / "data"}"\nrootfs = "{stage.directory / "rootfs"}"\n'
+
+
 def sandbox_agent(stage: Stage, *, apart: bool = False) -> tuple[Server, SandboxHost, SandboxHost]:
     """An agent for sandboxes of busybox; a connection to ask it, and one that has subscribed to its events.
 
@@ -43,10 +48,8 @@ def sandbox_agent(stage: Stage, *, apart: bool = False) -> tuple[Server, Sandbox
         stage: where the agent is started.
         apart: in a network namespace of its own.
     """
-    rootfs = stage.directory / "rootfs"
-    build(rootfs)
-    settings = f'\n[sandbox]\ndata_dir = "{stage.directory / "data"}"\nrootfs = "{rootfs}"\n'
-    agent = stage.enter(processes.agent(stage.directory, settings=settings, apart=apart))
+    build(stage.directory / "rootfs")
+    agent = stage.enter(processes.agent(stage.directory, settings=sandbox_settings(stage), apart=apart))
     host, events = SandboxHost(stage.connect(agent)), SandboxHost(stage.connect(agent))
     events.subscribe()
     return agent, host, events
