@@ -55,6 +55,10 @@ class PidFd:
             if not self.ended():
                 await trio.lowlevel.wait_readable(self._fd)
 
+    def wait_in_thread(self, patience: float) -> None:
+        """Wait for its end, at most so many seconds. Blocks."""
+        _readable(self._fd, patience)
+
     def reap(self) -> int | None:
         """Take the exit status of a process that has ended: its exit code, or -n when signal n killed it.
 
@@ -205,7 +209,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _readable(fd: int) -> bool:
+def _readable(fd: int, patience: float = 0.0) -> bool:
     poll = select.poll()  # select(2) takes no descriptor above 1023
     poll.register(fd, select.POLLIN)
-    return bool(poll.poll(0))
+    return bool(poll.poll(patience * 1000))

@@ -3,7 +3,7 @@
     store/refs/KEY.json          which image a reference has led to
     store/images/HEX/rootfs      an image's root file system; HEX is its manifest's digest
     store/images/HEX/config.json its configuration
-    store/staging/…              what is being made, or was when an agent was killed
+    store/staging/…              what is being made, or was when an agent was killed: see `staging`
 
 What is in refs and images is whole: both are renamed into their places.
 """
@@ -13,22 +13,22 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
-import tempfile
 import time
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
 from attrs import define, field, frozen
 
 from arcbox_guest.errors import ConflictError, GuestError, NotFoundError, NotSupportedError, TimedOutError
+from arcbox_guest.images import staging
 from arcbox_guest.images.image import Reference, image_of
+from arcbox_guest.images.staging import Staging
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+    from pathlib import Path
 
     from arcbox_guest.images.image import Image
 
@@ -129,10 +129,12 @@ class ImageStore:
                 await self._call(partial(self._remove, stored))
 
     async def collect_periodically(self, unused_for: float, in_use: Callable[[], Awaitable[Collection[str]]]) -> None:
-        """Collect garbage now and then; never when `unused_for` is 0."""
-        while unused_for:
-            await self.collect_garbage(unused_for, await in_use())
-            await trio.sleep(min(unused_for, _LONGEST_INTERVAL))
+        """Remove now and then what pulls have left that were killed, and unused images unless `unused_for` is 0."""
+        while True:
+            await self._call(partial(staging.sweep, self._staging))
+            if unused_for:
+                await self.collect_garbage(unused_for, await in_use())
+            await trio.sleep(min(unused_for or _LONGEST_INTERVAL, _LONGEST_INTERVAL))
 
     async def _pull_once(self, reference: Reference, key: str) -> Image:
         done = self._pulling[key] = trio.Event()
@@ -144,48 +146,46 @@ class ImageStore:
             done.set()
 
     async def _pull(self, reference: Reference, key: str) -> Image:
-        staging = await self._call(self._make_staging)
-        layout = f"{staging}/layout:{_TAG}"
+        place = await self._call(self._make_place)
+        layout = f"{place.path}/layout:{_TAG}"
         policy = ["--policy", self.policy] if self.policy else ["--insecure-policy"]
         try:
             with trio.fail_after(self.pull_timeout):
-                await _run("skopeo", *policy, "copy", "--quiet", reference.text, f"oci:{layout}")
-                digest, config = await self._call(partial(_read_layout, staging / "layout"))
+                await _run(place.path, "skopeo", *policy, "copy", "--quiet", reference.text, f"oci:{layout}")
+                digest, config = await self._call(partial(_read_layout, place.path / "layout"))
                 image = await self._call(partial(self._load, digest))
                 if image is None:
-                    await _run("umoci", "raw", "unpack", "--image", layout, f"{staging}/image/rootfs")
-                    await self._call(partial(self._install, staging, digest, config))
-            return await self._call(partial(self._refer, reference, key, digest))
+                    await _run(place.path, "umoci", "raw", "unpack", "--image", layout, f"{place.path}/image/rootfs")
+                    await self._call(partial(self._install, place.path, digest, config))
+            return await self._call(partial(self._refer, place.path, reference, key, digest))
         except trio.TooSlowError:
             seconds = f"{self.pull_timeout:.0f} seconds"
             raise TimedOutError(f"image {reference.text} could not be had in {seconds}") from None
         finally:
             with trio.move_on_after(_CLEANING, shield=True):  # beyond that it goes on in its thread
-                await self._call(partial(shutil.rmtree, staging, ignore_errors=True))
+                await self._call(place.remove)
 
     async def _call(self, function: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(function, limiter=self._threads, abandon_on_cancel=True)
 
-    def _make_staging(self) -> Path:
-        for name in ("refs", "images", "staging"):
+    def _make_place(self) -> Staging:
+        for name in ("refs", "images"):
             (self.directory / name).mkdir(mode=0o700, parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=self.directory / "staging"))
-        (staging / "image").mkdir()
-        return staging
+        place = Staging.make(self._staging)
+        (place.path / "image").mkdir()
+        return place
 
-    def _install(self, staging: Path, digest: str, config: bytes) -> None:
-        (staging / "image" / "config.json").write_bytes(config)
+    def _install(self, place: Path, digest: str, config: bytes) -> None:
+        (place / "image" / "config.json").write_bytes(config)
         with suppress(OSError):  # ENOTEMPTY: another process was faster, with the same content
-            (staging / "image").rename(self._path(digest))
+            (place / "image").rename(self._path(digest))
 
-    def _refer(self, reference: Reference, key: str, digest: str) -> Image:
+    def _refer(self, place: Path, reference: Reference, key: str, digest: str) -> Image:
         image = self._load(digest)
         if image is None:
             raise GuestError(f"image {reference.text} was removed while it was pulled")
-        handle, name = tempfile.mkstemp(dir=self.directory / "staging")
-        with os.fdopen(handle, "w") as file:
-            json.dump({"reference": reference.text, "digest": digest}, file)
-        Path(name).rename(self.directory / "refs" / f"{key}.json")
+        (place / "ref").write_text(json.dumps({"reference": reference.text, "digest": digest}))
+        (place / "ref").rename(self.directory / "refs" / f"{key}.json")
         return image
 
     def _find(self, key: str) -> Image | None:
@@ -218,10 +218,14 @@ class ImageStore:
         for path in _entries(self.directory / "refs"):
             if _read_json(path).get("digest") == stored.image.digest:
                 path.unlink(missing_ok=True)
-        staging = self._make_staging()
+        place = self._make_place()
         with suppress(FileNotFoundError):
-            stored.image.rootfs.parent.rename(staging / "image")  # which is empty
-        shutil.rmtree(staging)
+            stored.image.rootfs.parent.rename(place.path / "image")  # which is empty
+        place.remove()
+
+    @property
+    def _staging(self) -> Path:
+        return self.directory / "staging"
 
     def _path(self, digest: str) -> Path:
         return self.directory / "images" / digest.removeprefix("sha256:")
@@ -264,11 +268,11 @@ def _blob(layout: Path, digest: str) -> Path:
     return layout / "blobs" / algorithm / digits
 
 
-async def _run(*command: str) -> None:
-    """Run one of the tools; it is killed when that is cancelled."""
+async def _run(place: Path, *command: str) -> None:
+    """Run one of the tools in a directory of `staging`; it is killed when that is cancelled."""
     try:
         completed = await trio.run_process(
-            command, capture_stdout=True, capture_stderr=True, check=False, start_new_session=True
+            command, cwd=place, capture_stdout=True, capture_stderr=True, check=False, start_new_session=True
         )
     except FileNotFoundError as error:
         raise NotSupportedError(f"images need {command[0]}, and it is not installed") from error

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import tarfile
@@ -20,6 +21,7 @@ from attrs import evolve
 from arcbox_guest.errors import ConflictError, GuestError, InvalidArgumentError, NotFoundError
 from arcbox_guest.images import store as store_module
 from arcbox_guest.images.image import Image, Reference
+from arcbox_guest.images.staging import Staging, sweep
 from arcbox_guest.images.store import ImageStore
 from arcbox_guest.sandboxes.model import Spec
 
@@ -114,9 +116,9 @@ async def test_however_many_ask_it_is_pulled_once(
     calls: list[str] = []
     run = store_module._run
 
-    async def counting(*command: str) -> None:
+    async def counting(place: Path, *command: str) -> None:
         calls.append(command[0])
-        await run(*command)
+        await run(place, *command)
 
     monkeypatch.setattr(store_module, "_run", counting)
     images: list[Image] = []
@@ -250,6 +252,30 @@ async def test_garbage_is_what_no_sandbox_has_and_nobody_asked_for_lately(store:
     assert len(await store.list()) == 1
     await store.collect_garbage(3600, set())
     assert await store.list() == []
+
+
+async def test_what_a_pull_that_was_killed_has_left_is_removed_with_its_program_once_nobody_else_pulls(
+    store: ImageStore, tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    parent = store.directory / "staging"
+    other = Staging.make(parent)
+    killed = parent / "killed"
+    (killed / "image").mkdir(parents=True)
+    sweep(parent)
+    assert set(staged(store)) == {"killed", other.path.name}
+    other.remove()
+    with subprocess.Popen(["sleep", "1000"], cwd=killed) as program:  # noqa: S607, ASYNC220  ours
+        nursery.start_soon(store.collect_periodically, 0, in_use_by_nobody)
+        assert await trio.to_thread.run_sync(program.wait) == -signal.SIGKILL
+    with trio.fail_after(20):
+        await trio.lowlevel.checkpoint()
+        while staged(store):  # noqa: ASYNC110  it tells nobody
+            await trio.sleep(0.01)
+
+
+async def in_use_by_nobody() -> frozenset[str]:
+    await trio.lowlevel.checkpoint()
+    return frozenset()
 
 
 async def test_a_store_with_broken_files_goes_on(store: ImageStore, reference: str) -> None:
