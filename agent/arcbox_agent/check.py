@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
 from attrs import asdict, frozen
+from google.protobuf.internal import api_implementation
 
 from arcbox_agent._machine import Machine, ToolError
 from arcbox_agent._tables import table
@@ -245,6 +246,12 @@ def data_directory(machine: Machine) -> Found:
     return "ok", path
 
 
+def protobuf(_machine: Machine) -> Found:
+    if api_implementation.Type() == "python":
+        return "limited", "interpreted: the agent starts and answers slowly; is libstdc++ installed?"
+    return "ok", "compiled"
+
+
 _CONTAINERS, _IMAGES, _SANDBOXES = "container runtime", "sandboxes from images", "sandboxes"
 
 PROBES: Final = (
@@ -252,6 +259,7 @@ PROBES: Final = (
     Probe("machine", "everything", processors_and_memory),
     Probe("proc", "the agent itself", proc, essential=True),
     Probe("open files", "many connections", open_files),
+    Probe("protobuf", "speed", protobuf),
     Probe("init", "Shutdown", init),
     Probe("privileges", "clock, trim, containers, sandboxes", capabilities),
     Probe("vsock", "talking to the host", vsock, essential=True),

@@ -44,10 +44,20 @@ def _program(machine: Machine, *names: str) -> Found:
     return ("ok", found[0]) if found else ("missing", f"no {' nor '.join(names)}")
 
 
+def _cpp_library(machine: Machine) -> Found:
+    """What the compiled protobuf is linked with: without it the agent runs, on the interpreted one."""
+    for directory in ("/usr/lib", "/usr/lib64", "/lib", "/lib64"):
+        for pattern in ("libstdc++.so.6", "*/libstdc++.so.6"):
+            if any(machine.path(directory).glob(pattern)):
+                return "ok", directory
+    return "missing", "no libstdc++.so.6: protobuf would be interpreted, and the agent start and answer slowly"
+
+
 _SANDBOXES: Final = "sandboxes"
 
 PROBES: Final = (
     Probe("agent", "everything", lambda machine: _program(machine, "arcbox-agent"), essential=True),
+    Probe("libstdc++", "protobuf, compiled", _cpp_library, essential=True),
     Probe("init", "starting the agent", _init, essential=True),
     Probe("vsock", "talking to the host", partial(_module, TRANSPORT), essential=True),
     Probe("overlay", _SANDBOXES, partial(_module, "overlay"), essential=True),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 from attrs import evolve
+from google.protobuf.internal import api_implementation
 
 from arcbox_agent import _machine
 from arcbox_agent.__main__ import run
@@ -113,6 +114,12 @@ def test_vsock_without_a_cid_of_its_own_is_missing_if_it_is_listened_on(machine:
     assert look("vsock", evolve(without, read_cid=fails_with(errno.ENOENT))).prevents_serving
 
 
+def test_protobuf_that_is_interpreted_is_no_secret(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert look("protobuf", machine).status == "ok"
+    monkeypatch.setattr(api_implementation, "Type", lambda: "python")
+    assert look("protobuf", machine).status == "limited"
+
+
 def test_a_data_directory_on_an_overlay_is_no_good(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     assert look("data directory", machine).status == "ok"
     monkeypatch.setattr(_machine, "file_system_type", lambda _path: 0x794C7630)
@@ -132,6 +139,7 @@ def test_an_image_says_what_it_lacks_by_its_exit_status(
 ) -> None:
     add("/etc/arcbox/agent.toml", 'sandbox.rootfs = "/var/lib/arcbox/rootfs.squashfs"\n')
     add("/var/lib/arcbox/rootfs.squashfs")
+    add("/usr/lib/x86_64-linux-gnu/libstdc++.so.6")
     add("/lib/systemd/system/arcbox-agent.service")
     add("/etc/systemd/system/multi-user.target.wants/arcbox-agent.service")
     modules = ("vmw_vsock_virtio_transport", "overlay", "loop", "squashfs")

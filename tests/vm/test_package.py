@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from contextlib import contextmanager
@@ -65,3 +66,9 @@ def test_a_purge_leaves_nothing(root: Path) -> None:
 
 def test_a_root_with_the_package_passes_the_check_of_images(root: Path) -> None:
     assert "missing" not in chroot(root, "arcbox-agent", "check", "--image", "/")
+
+
+def test_the_agent_in_the_image_has_a_compiled_protobuf(root: Path) -> None:
+    checked = chroot(root, "sh", "-c", "arcbox-agent check --json || true")  # there is no /proc
+    findings = json.loads(checked)["findings"]
+    assert [finding["detail"] for finding in findings if finding["name"] == "protobuf"] == ["compiled"]

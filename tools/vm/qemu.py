@@ -216,13 +216,17 @@ async def _open(command: Sequence[str], log: Path | None) -> trio.Process:
 def _command(machine: Machine) -> list[str]:
     directory = machine.directory
     size = f"{machine.memory_mib}M"
-    parameters = f"console=ttyS0 rw quiet panic=-1 systemd.getty_auto=no init={machine.init} {machine.parameters}"
+    parameters = ["console=ttyS0", "rw", "quiet", "panic=-1", "mitigations=off", "systemd.getty_auto=no"]
+    if not machine.console:
+        parameters.append("systemd.mask=console-getty.service")
+    parameters += [f"init={machine.init}", machine.parameters]
     command = [
-        *("qemu-system-x86_64", "-M", "q35", "-accel", "tcg", "-cpu", "max", "-m", size),
+        *("qemu-system-x86_64", "-M", "q35", "-accel", "tcg", "-m", size),
+        *("-cpu", "max,la57=off"),  # a fifth level of page tables makes each miss of the emulated TLB longer
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
         # The back ends of vhost-user have the guest's memory mapped.
         *("-object", f"memory-backend-memfd,id=memory,size={size},share=on", "-numa", "node,memdev=memory"),
-        *("-kernel", str(machine.image.kernel), "-initrd", str(directory / "initrd"), "-append", parameters),
+        *("-kernel", str(machine.image.kernel), "-initrd", str(directory / "initrd"), "-append", " ".join(parameters)),
         *("-drive", f"if=virtio,format=qcow2,discard=unmap,cache=unsafe,file={directory / 'root.qcow2'}"),
         *("-chardev", f"socket,id=vsock,path={directory / 'vhost'}", "-device", "vhost-user-vsock-pci,chardev=vsock"),
         *("-qmp", f"unix:{directory / 'qmp'},server=on,wait=off"),
