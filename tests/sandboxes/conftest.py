@@ -39,6 +39,31 @@ def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+IMAGE_CONFIG = (
+    "--config.entrypoint=/bin/sh",
+    "--config.entrypoint=-c",
+    "--config.cmd=echo $GREETING from $(pwd) by $(id -un) > said; sleep 1000",
+    "--config.env=GREETING=hello",
+    "--config.user=nobody",
+    "--config.workingdir=/tmp",
+)
+
+
+def make_image(rootfs: Path, directory: Path) -> str:
+    """An OCI image with busybox in it, and a configuration: its reference. It takes Debian's umoci."""
+    layout, archive = directory / "layout", directory / "layer.tar"
+    subprocess.run(["tar", "-C", rootfs, "-cf", archive, "."], check=True)  # noqa: S603, S607  our own files
+    name = f"{layout}:busybox"
+    for arguments in (
+        ["init", "--layout", str(layout)],
+        ["new", "--image", name],
+        ["raw", "add-layer", "--image", name, str(archive)],
+        ["config", "--image", name, *IMAGE_CONFIG],
+    ):
+        subprocess.run(["umoci", *arguments], check=True, capture_output=True)  # noqa: S603, S607  Debian's
+    return f"oci:{name}"
+
+
 @define(eq=False)
 class Machine:
     """Where an agent runs, and another one after it."""
@@ -137,12 +162,13 @@ class Machine:
             while f'"state": "{state}"' not in await record.read_text():  # noqa: ASYNC110  as in `until`
                 await trio.sleep(0.01)
 
-    def kill_inits(self) -> None:
-        """Kill the init of every sandbox, and wait until it is gone."""
-        for cgroup in self.cgroups():
+    def kill_inits(self, sandbox_id: str = "") -> None:
+        """Kill the init of a sandbox, or of every one, and wait until it is gone."""
+        cgroups = [cgroup for cgroup in self.cgroups() if sandbox_id in ("", cgroup.name)]
+        for cgroup in cgroups:
             if (cgroup / "cgroup.kill").exists():
                 (cgroup / "cgroup.kill").write_text("1")
-        for cgroup in self.cgroups():
+        for cgroup in cgroups:
             while (cgroup / "cgroup.procs").read_text():
                 time.sleep(0.01)
 

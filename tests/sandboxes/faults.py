@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import psutil
 import trio
 from attrs import define
 
 from arcbox_client._agent_process import RunningAgent
-from arcbox_client.errors import ConnectError, ConnectionLostError
+from arcbox_client.errors import ConnectError, ConnectionLostError, NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tests.sandboxes.conftest import Machine
 
 LIVE: Final = ("ready", "running")
+_THERE: Final = (*LIVE, "paused")
 _PROGRAM: Final = Path(__file__).with_name("faulty_agent.py")
 _SETTLED: Final = 1.3
 """Seconds without a step after which an operation is over: a record waits up to a second for what else may happen."""
@@ -67,32 +68,52 @@ class Faults:
     @asynccontextmanager
     async def agent(self) -> AsyncIterator[AgentClient]:
         """An agent, and a client of it. It is killed at the end, if it has not been before."""
-        log, address = self._path("agent.log"), f"unix:{self._path('agent.sock')}"
-        log.unlink(missing_ok=True)
-        arguments = ["serve", "--config", str(self._path("agent.toml")), "--listen", address]
-        pid = int(await self._ask(json.dumps({"arguments": arguments, "log": str(log)})))
-        self.machine.agent = RunningAgent(address, pid, log)
+        await self.begin()
         try:
-            async with self._connected() as client:
+            async with self.connected() as client:
                 yield client
         except BaseException:
             print(self.machine.log)  # noqa: T201  pytest shows it
             raise
         finally:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)  # not anybody else's: it is waited for below
             with trio.move_on_after(_AT_REST, shield=True):
-                await self._ask("")
+                await self.end()
         assert "Traceback" not in self.machine.log, self.machine.log
 
+    async def begin(self) -> None:
+        """Start an agent: there is none."""
+        log, address = self._path("agent.log"), f"unix:{self._path('agent.sock')}"
+        log.unlink(missing_ok=True)
+        arguments = ["serve", "--config", str(self._path("agent.toml")), "--listen", address]
+        pid = int(await self._ask(json.dumps({"arguments": arguments, "log": str(log)})))
+        self.machine.agent = RunningAgent(address, pid, log)
+
+    async def end(self) -> None:
+        """Kill the agent, if it has not been, and wait until it is gone."""
+        if self.is_running():
+            self.machine.process.kill()
+        await self._ask("")
+
+    def is_running(self) -> bool:
+        """Whether the agent is."""
+        agent = self.machine.agent
+        return agent is not None and agent.pid is not None and psutil.pid_exists(agent.pid)
+
     @asynccontextmanager
-    async def _connected(self) -> AsyncIterator[AgentClient]:
+    async def connected(self) -> AsyncIterator[AgentClient]:
+        """A client of the agent, which may just have begun.
+
+        Raises:
+            ConnectError: it was killed before it could be connected to.
+        """
         with trio.fail_after(_AT_REST):
             while True:
                 try:
                     async with self.machine.client() as client:
                         await client.ping()
                 except ConnectError:
+                    if not self.is_running():
+                        raise
                     await trio.sleep(0.01)  # it begins
                 else:
                     break
@@ -123,15 +144,14 @@ class Faults:
     async def killed_at(self, step: str, operation: Callable[[], Awaitable[object]]) -> bool:
         """Have the agent end at a step of an operation; False if it has come through that alive."""
         self._path("armed").write_text(step)
-        agent = self.machine.process
         with suppress(ConnectError, ConnectionLostError):
             await operation()
         with trio.move_on_after(_SETTLED):
             await trio.lowlevel.checkpoint()
-            while agent.is_running():  # noqa: ASYNC110  it is no child of Trio's
+            while self.is_running():  # noqa: ASYNC110  it is no child of Trio's
                 await trio.sleep(0.005)
         self.disarm()
-        return not agent.is_running()
+        return not self.is_running()
 
     def disarm(self) -> None:
         """Have no step be an agent's last."""
@@ -143,12 +163,13 @@ class Faults:
     async def check(self, client: AgentClient) -> None:
         """Find a consistent world: what is live works, what is not says why, and nothing is left of what is gone."""
         for box in (await client.sandbox_list()).sandboxes:
-            info = await client.sandbox_inspect(box.id)
-            if info.state in LIVE:
+            if box.state in LIVE:
                 async with client.sandbox_exec(box.id, ["true"]) as session:
-                    assert await session.wait() == 0
-            elif info.state == "failed":
-                assert info.error
+                    completed = await session.collect()
+                    assert completed.exit_code == 0, completed
+            elif box.state == "failed":
+                with suppress(NotFoundError):  # it is being swept
+                    assert (await client.sandbox_inspect(box.id)).error
         deadline = trio.current_time() + _AT_REST
         while left := await self._left(client):
             assert trio.current_time() < deadline, (left, (await client.sandbox_list()).sandboxes)
@@ -166,7 +187,7 @@ class Faults:
     async def _left(self, client: AgentClient) -> list[str]:
         """What is on the machine of sandboxes and snapshots that the agent does not know of."""
         boxes = (await client.sandbox_list()).sandboxes
-        known, live = {box.id for box in boxes}, {box.id for box in boxes if box.state in LIVE}
+        known, live = {box.id for box in boxes}, {box.id for box in boxes if box.state in _THERE}
         snapshots = {snapshot.id for snapshot in (await client.list_snapshots()).snapshots}
         left = [f"state {box.state}" for box in boxes if box.state in ("starting", "stopping")]
         left += [f"cgroup {path}" for path in self.machine.cgroups() if path.name not in {*live, ".clients"}]
@@ -193,11 +214,13 @@ class Faults:
                 yield from (child for child in path.iterdir() if child.is_dir())
 
     def _layers(self) -> set[str]:
-        """Those that sandboxes and snapshots name."""
+        """Those that sandboxes and snapshots name, or that theirs were merged into."""
         data_dir = Path(self.machine.data_dir)
         text = " ".join(path.read_text() for path in data_dir.glob("sandboxes/*/layers"))
         text += " ".join(path.read_text() for path in data_dir.glob("snapshots/*/snapshot.json"))
-        return set(re.findall(r"\b[0-9a-f]{8}\b", text))
+        named = set(re.findall(r"\b[0-9a-f]{8}\b", text))
+        links = [data_dir / "layers" / name / "merged" for name in named]
+        return named | {str(link.readlink()) for link in links if link.is_symlink()}
 
     def _processes(self, live: set[str]) -> Iterator[str]:
         """Those that have to do with sandboxes, but not with live ones."""

@@ -24,10 +24,11 @@ import threading
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import cattrs
 import pyroute2
+import trio._subprocess
 
 import arcbox_agent.server
 import arcbox_guest.network.dns_server
@@ -36,8 +37,10 @@ from arcbox_agent.__main__ import main
 from arcbox_guest import linux
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from types import FrameType
+
+T = TypeVar("T")
 
 IMPORTED: Final = (
     cattrs,
@@ -47,6 +50,8 @@ IMPORTED: Final = (
     arcbox_guest.sandboxes.oci.driver,
 )
 """What agents import when they need it."""
+
+setattr(arcbox_guest.sandboxes.oci.driver, "MANY_LAYERS", 2)  # noqa: B010  for mypy, a constant is not assigned to
 
 _DIRECTORY: Final = Path(os.environ["ARCBOX_FAULTS"])
 _ROOM: Final = "/arcbox_guest/"
@@ -82,7 +87,7 @@ def step(kind: str, finish: Callable[[], object] = lambda: None) -> None:
         with _lock:
             try:
                 fatal = (_DIRECTORY / "armed").read_text()
-            except FileNotFoundError:
+            except (FileNotFoundError, PermissionError):  # a thread as a sandbox's user only looks
                 return
             name = f"{where} {kind}"
             _counted[name] += 1
@@ -145,6 +150,18 @@ def between(function: Callable[..., Any]) -> Callable[..., Any]:
     return counted
 
 
+def around(function: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
+    """The same as `between`, of an asynchronous function."""
+
+    async def counted(*arguments: Any, **options: Any) -> T:  # noqa: ANN401  whatever the function takes
+        step(function.__name__)
+        result = await function(*arguments, **options)
+        step(f"after {function.__name__}")
+        return result
+
+    return counted
+
+
 def instrument() -> None:
     """See the steps from now on."""
     sys.addaudithook(hook)
@@ -152,6 +169,8 @@ def instrument() -> None:
     os.write = between(os.write)
     signal.pidfd_send_signal = before(signal.pidfd_send_signal)
     setattr(socket.socket, "send", before(socket.socket.send))  # noqa: B010  for mypy, methods are not assigned to
+    opening = trio._subprocess._open_process  # which run_process calls, in no thread yet
+    setattr(trio._subprocess, opening.__name__, around(opening))
     linux.check_result = before(linux.check_result)  # each system call that Python has no function for has been made
 
 

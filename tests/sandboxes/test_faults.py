@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -14,6 +16,7 @@ from arcbox_client._agent_process import SETTINGS
 from arcbox_client.errors import ConflictError
 from arcbox_client.handles import SandboxHandle
 from arcbox_guest.sandboxes.busybox import build
+from tests.sandboxes.conftest import make_image
 from tests.sandboxes.faults import LIVE, Faults
 
 if TYPE_CHECKING:
@@ -23,13 +26,13 @@ if TYPE_CHECKING:
     from tests.sandboxes.conftest import Machine
 
 SHARE: Final = os.environ.get("ARCBOX_TEST_FAULTS", "")
-"""Steps of each operation at which an agent is killed, or `all`; empty for two of two operations."""
+"""Steps of each operation at which an agent is killed, or `all`; empty for one of some operations."""
 
 COUNT: Final = "for i in 0 1 2; do echo $i; sleep 0.05; done; exec sleep 100000"
 
 pytestmark = pytest.mark.skipif(
-    not all(map(shutil.which, ("nft", "ip", "unshare", "mksquashfs"))),
-    reason="needs Debian's nftables, iproute2, util-linux and squashfs-tools",
+    not all(map(shutil.which, ("nft", "ip", "unshare", "mksquashfs", "skopeo", "umoci"))),
+    reason="needs Debian's nftables, iproute2, util-linux, squashfs-tools, skopeo and umoci",
 )
 
 
@@ -49,9 +52,16 @@ class Operation:
     prepare: Callable[[Faults, AgentClient], Awaitable[None]]
     """Have all that it needs, where there is nothing."""
 
-    request: Callable[[AgentClient], Awaitable[object]]
+    request: Callable[[Faults, AgentClient], Awaitable[object]]
     check: Callable[[Faults, AgentClient], Awaitable[None]]
     """Find that the next agent can do it, whatever the one that was killed has done of it."""
+
+
+def of_client(
+    request: Callable[[AgentClient], Awaitable[object]],
+) -> Callable[[Faults, AgentClient], Awaitable[object]]:
+    """A request that takes a client only."""
+    return lambda _faults, client: request(client)
 
 
 async def state_of(client: AgentClient, name: str) -> str:
@@ -195,29 +205,118 @@ async def check_deletion(_faults: Faults, client: AgentClient) -> None:
     assert await shell(client, "another", "cat /kept") == "kept\n"
 
 
+async def box_with_two_snapshots(_faults: Faults, client: AgentClient) -> None:
+    """The next one has more layers than there may be: see MANY_LAYERS in faulty_agent.py."""
+    await client.sandbox_create("box", memory_mib=64, wait=True)
+    for script in ("mkdir -p /d/e /f; echo 1 > /d/e/x; echo 1 > /d/y", "rm -r /d/e /f; mkdir /f; echo 2 > /f/z"):
+        await shell(client, "box", script)
+        await checkpoint(client)
+    await shell(client, "box", "echo 3 > /d/y; echo kept > /kept")
+
+
+async def check_flattened(faults: Faults, client: AgentClient) -> None:
+    """The last snapshot shows the same, and has few layers in the end."""
+    snapshots = (await client.list_snapshots()).snapshots
+    for number, shown in enumerate(["/d/e/x 1 /d/y 1", "/d/y 1 /f/z 2", "/d/y 3 /f/z 2"][: len(snapshots)]):
+        await client.restore(snapshots[number].id, f"copy{number}")
+        files = "find /d /f -type f | sort | while read name; do echo $name $(cat $name); done"
+        assert (await shell(client, f"copy{number}", files)).split() == shown.split()
+    assert len(snapshots) >= 2
+    for snapshot in snapshots:
+        file = trio.Path(faults.machine.data_dir, "snapshots", snapshot.id, "snapshot.json")
+        with trio.fail_after(20):
+            while len(json.loads(await file.read_text())["snapshot"]["spec"]["layers"]) > 2:  # noqa: ASYNC110  as above
+                await trio.sleep(0.01)
+    await checkpoint(client)
+
+
+async def varied_boxes(faults: Faults, client: AgentClient) -> None:
+    """One that runs its command and has an execution, one that is paused and has a snapshot, and two more."""
+    await counting_box(faults, client)
+    await start_execution(client)
+    for name in ("still", "gone", "lost"):
+        await client.sandbox_create(name, memory_mib=64, wait=True)
+    await shell(client, "still", "echo kept > /kept")
+    await client.checkpoint("still")
+    await client.sandbox_pause("still")
+
+
+async def adopt(faults: Faults, _client: AgentClient) -> None:
+    """Have the next agent begin. Meanwhile an init has ended, and a record got lost."""
+    await faults.end()
+    faults.machine.kill_inits("gone")
+    await trio.Path(faults.machine.data_dir, "records", "lost.json").unlink()
+    await faults.begin()
+    async with faults.connected() as client:
+        await client.sandbox_list()
+
+
+async def check_adopted(faults: Faults, client: AgentClient) -> None:
+    states = {box.id: box.state for box in (await client.sandbox_list()).sandboxes}
+    assert states.pop("lost", "failed") == "failed"  # for a moment, or because the one that removed it was killed
+    assert states == {"box": "running", "still": "paused", "gone": "failed"}
+    await check_counting(faults, client)
+    completed = await SandboxHandle(client, "box").execution("job").collect()
+    assert (completed.exit_code, len(completed.stdout.split())) == (7, 1000)
+    await client.sandbox_resume("still")
+    await restore(client)
+    for name in ("still", "copy"):
+        assert await shell(client, name, "cat /kept") == "kept\n"
+    addresses = {box.id: box.ip_address for box in (await client.sandbox_list()).sandboxes}
+    assert len(set(addresses.values())) == len(addresses)
+    for name in ("box", "still", "copy"):
+        async with client.sandbox_exec(name, ["ip", "-4", "addr", "show", "eth0"]) as session:
+            assert f" {addresses[name]}/" in (await session.collect()).stdout.decode()
+
+
+async def image_to_pull(faults: Faults, _client: AgentClient) -> None:
+    directory = faults.machine.directory
+    if not await trio.Path(directory / "layout").exists():
+        await trio.to_thread.run_sync(make_image, faults.machine.rootfs, directory)
+    for kind in ("refs", "images"):
+        await trio.to_thread.run_sync(partial(shutil.rmtree, f"{faults.machine.data_dir}/store/{kind}", True))
+
+
+async def create_from_image(faults: Faults, client: AgentClient) -> None:
+    await client.sandbox_create("box", image=f"oci:{faults.machine.directory}/layout:busybox", memory_mib=64, wait=True)
+
+
+async def check_pulled(faults: Faults, client: AgentClient) -> None:
+    await client.sandbox_remove("box", force=True)
+    await create_from_image(faults, client)
+    async with client.sandbox_exec("box", ["sh", "-c", "until [ -s said ]; do sleep 0.01; done; cat said"]) as session:
+        assert (await session.collect()).stdout == b"hello from /tmp by nobody\n"
+    for kind in ("refs", "images"):
+        assert len(list(await trio.Path(faults.machine.data_dir, "store", kind).iterdir())) == 1
+
+
 OPERATIONS: Final = {
-    "create": Operation(nothing, create_counting, check_creation),
-    "run": Operation(ready_box, run, check_run),
-    "execution": Operation(ready_box, start_execution, check_execution),
-    "checkpoint": Operation(ready_box, checkpoint, check_snapshots),
-    "restore": Operation(box_with_snapshot, restore, check_restored),
-    "stop": Operation(counting_box, stop, check_stop),
-    "remove": Operation(counting_box, remove, check_removal),
-    "delete": Operation(copy_of_snapshot, delete_snapshots, check_deletion),
+    "create": Operation(nothing, of_client(create_counting), check_creation),
+    "run": Operation(ready_box, of_client(run), check_run),
+    "execution": Operation(ready_box, of_client(start_execution), check_execution),
+    "checkpoint": Operation(ready_box, of_client(checkpoint), check_snapshots),
+    "flatten": Operation(box_with_two_snapshots, of_client(checkpoint), check_flattened),
+    "restore": Operation(box_with_snapshot, of_client(restore), check_restored),
+    "stop": Operation(counting_box, of_client(stop), check_stop),
+    "remove": Operation(counting_box, of_client(remove), check_removal),
+    "delete": Operation(copy_of_snapshot, of_client(delete_snapshots), check_deletion),
+    "adopt": Operation(varied_boxes, adopt, check_adopted),
+    "pull": Operation(image_to_pull, create_from_image, check_pulled),
 }
+BY_DEFAULT: Final = ("create", "remove", "adopt", "pull")
 
 
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize("name", OPERATIONS if SHARE else ["create", "remove"])
+@pytest.mark.parametrize("name", OPERATIONS if SHARE else BY_DEFAULT)
 async def test_an_agent_that_is_killed_at_any_step_leaves_a_consistent_world_to_the_next(
     faults: Faults, name: str
 ) -> None:
     operation = OPERATIONS[name]
     async with faults.agent() as client:
         await operation.prepare(faults, client)
-        steps = await faults.steps(lambda: operation.request(client))
+        steps = await faults.steps(lambda: operation.request(faults, client))
         faults.machine.process.kill()
-    share = len(steps) if SHARE == "all" else min(int(SHARE or 2), len(steps))
+    share = len(steps) if SHARE == "all" else min(int(SHARE or 1), len(steps))
     chosen = [steps[(2 * number + 1) * len(steps) // (2 * share)] for number in range(share)]
     missed = 0
     for step in chosen:
@@ -227,7 +326,7 @@ async def test_an_agent_that_is_killed_at_any_step_leaves_a_consistent_world_to_
             await operation.check(faults, client)
             await faults.clear(client)
             await operation.prepare(faults, client)
-            missed += not await faults.killed_at(step, lambda: operation.request(client))
+            missed += not await faults.killed_at(step, lambda: operation.request(faults, client))
     async with faults.agent() as client:
         await faults.check(client)
         await operation.check(faults, client)

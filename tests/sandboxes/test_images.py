@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from arcbox_client.errors import BadRequestError
+from tests.sandboxes.conftest import make_image
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,30 +23,10 @@ pytestmark = pytest.mark.skipif(
     not all(map(shutil.which, ("skopeo", "umoci"))), reason="needs Debian's skopeo and umoci"
 )
 
-CONFIG = (
-    "--config.entrypoint=/bin/sh",
-    "--config.entrypoint=-c",
-    "--config.cmd=echo $GREETING from $(pwd) by $(id -un) > said; sleep 1000",
-    "--config.env=GREETING=hello",
-    "--config.user=nobody",
-    "--config.workingdir=/tmp",
-)
-
 
 @pytest.fixture
 def image(rootfs: Path, tmp_path: Path) -> str:
-    """One with busybox in it, and a configuration."""
-    layout, archive = tmp_path / "layout", tmp_path / "layer.tar"
-    subprocess.run(["tar", "-C", rootfs, "-cf", archive, "."], check=True)  # noqa: S603, S607  our own files
-    name = f"{layout}:busybox"
-    for arguments in (
-        ["init", "--layout", str(layout)],
-        ["new", "--image", name],
-        ["raw", "add-layer", "--image", name, str(archive)],
-        ["config", "--image", name, *CONFIG],
-    ):
-        subprocess.run(["umoci", *arguments], check=True, capture_output=True)  # noqa: S603, S607  Debian's
-    return f"oci:{name}"
+    return make_image(rootfs, tmp_path)
 
 
 async def test_an_image_s_command_runs_as_its_configuration_says(
