@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 
 _NEEDED: Final = ("dockerd", "containerd", "runc")
 _BY_HAND: Final = "by hand"
-_ROUNDS: Final = 7
-"""Each starts both daemons twice, on empty directories."""
-
 _POLL: Final = 0.01
 _CONTAINERD_CONFIG: Final = 'version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
 _WATCH: Final = encode_frame(
@@ -54,7 +51,7 @@ def measure(stage: Stage) -> list[Figure]:
         "agent": partial(_start_by_agent, stage.directory),
         _BY_HAND: partial(_start_by_hand, stage.directory),
     }
-    samples = interleave(contenders, min(_ROUNDS, stage.rounds))
+    samples = interleave(contenders, stage.rounds)
     return [
         compare("containerd and dockerd, to ready", "s", samples["agent"], samples[_BY_HAND], Target("ratio", "<", 1.1))
     ]

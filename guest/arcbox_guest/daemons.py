@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-_POLL: Final = 0.05
+_POLL: Final = 0.1
 """Seconds between two probes of a daemon that is starting, if it does not say when it is ready."""
 
 _BOUND_LOG_EVERY: Final = 5.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -35,12 +34,8 @@ async def prepare(limiter: trio.CapacityLimiter) -> None:
     Raises:
         GuestError: something can't be mounted.
     """
-    await trio.to_thread.run_sync(_mount_missing, limiter=limiter, abandon_on_cancel=True)
-    read = partial(Path("/proc/filesystems").read_text, "utf-8")
-    known = (await trio.to_thread.run_sync(read, limiter=limiter, abandon_on_cancel=True)).split()
-    for kind, module in _MODULES.items():
-        if kind not in known:
-            await _load(module, limiter)
+    for module in await trio.to_thread.run_sync(_mount_missing, limiter=limiter, abandon_on_cancel=True):
+        await _load(module, limiter)
 
 
 async def _load(module: str, limiter: trio.CapacityLimiter) -> None:
@@ -54,7 +49,8 @@ async def _load(module: str, limiter: trio.CapacityLimiter) -> None:
         log.warning("kernel module not loaded", extra={"kernel_module": module, "reason": result.last_line})
 
 
-def _mount_missing() -> None:
+def _mount_missing() -> list[str]:
+    """Mount what is missing, and return which modules are."""
     for point, kind, flags, options in _NOTHING_MOUNTED:
         try:
             if not Path(point).is_mount():
@@ -62,3 +58,5 @@ def _mount_missing() -> None:
                 linux.mount(kind, point, kind, flags, options)
         except OSError as error:
             raise GuestError(f"{kind} can't be mounted on {point}: {error.strerror}") from error
+    known = Path("/proc/filesystems").read_text("utf-8").split()
+    return [module for kind, module in _MODULES.items() if kind not in known]

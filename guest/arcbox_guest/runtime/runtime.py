@@ -35,7 +35,7 @@ _DOCKERD_STOPS: Final = 20.0
 """Seconds that dockerd gets for stopping its containers, of which each gets 10 s, all at once."""
 
 _POLL: Final = 0.1
-"""Seconds between two looks of one who waits for the runtime."""
+"""Seconds between two looks of one who waits for daemons that are being started again."""
 
 _ADOPTED_WITHIN: Final = 0.01
 """Seconds that one who asks an agent that has just started waits for it to know which daemons it supervises."""
@@ -170,7 +170,7 @@ class ContainerRuntime:
 
     async def run(self) -> None:
         """Supervise the daemons and start them when they are wanted, for ever. They go on when this is cancelled."""
-        self._starting = False
+        self._starting = self._wanted.is_set()
         with suppress(NotSupportedError):  # for those that an earlier agent started; what is missing now may come
             self.containerd.spec = self._containerd_spec(await self._find(CONTAINERD))
             self.dockerd.spec = self._dockerd_spec(await self._find(DOCKERD))
@@ -180,15 +180,15 @@ class ContainerRuntime:
             while True:
                 await self._wanted.wait()
                 await self._start()
-                self._wanted = trio.Event()
-                self._starting = False
+                self._wanted, self._starting = trio.Event(), False
                 self._start_ended.set()
                 self._start_ended = trio.Event()
 
     async def ensure(self, *, start: bool) -> RuntimeState:
         """What the runtime is doing; with `start`, begin to start it if that is nothing. Takes less than 0.05 s."""
         state = await self.state()
-        if start and not self._starting and state.phase in (Phase.NOT_STARTED, Phase.FAILED):
+        known = self.containerd.known and self.dockerd.known
+        if start and not self._starting and (not known or state.phase in (Phase.NOT_STARTED, Phase.FAILED)):
             self._starting = True
             self._wanted.set()
             detail = f"the last start failed: {state.detail}" if state.phase is Phase.FAILED else ""
@@ -211,9 +211,11 @@ class ContainerRuntime:
     async def start(self) -> RuntimeState:
         """Have it started, and wait until it is ready or can't be."""
         state = await self.ensure(start=True)
-        while state.phase in (Phase.NOT_STARTED, Phase.STARTING):
-            with trio.move_on_after(_POLL):
+        while state.phase is Phase.STARTING:
+            if self._starting:
                 await self._start_ended.wait()
+            else:
+                await trio.sleep(_POLL)
             state = await self.state()
         return state
 
@@ -249,7 +251,8 @@ class ContainerRuntime:
         self._failure = ""
         try:
             await self.start_containerd()
-            await self.dockerd.start(self._dockerd_spec(await self._find(DOCKERD)))
+            if not await self._docker_probe.answers():  # ours, or somebody else's
+                await self.dockerd.start(self._dockerd_spec(await self._find(DOCKERD)))
         except GuestError as error:
             self._failure = str(error)
             log.error("container runtime failed", extra={"reason": str(error)})  # noqa: TRY400  the reason says all
