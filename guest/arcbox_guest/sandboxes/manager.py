@@ -32,7 +32,7 @@ from arcbox_guest.sandboxes.snapshots import Snapshot, Snapshots
 from arcbox_guest.sandboxes.times import Times
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from arcbox_guest.images.store import ImageStore
@@ -383,7 +383,7 @@ class SandboxManager:
             spec=spec,
         )
         await self.snapshots.add(snapshot)
-        self._flatten_soon(snapshot)
+        self._soon(self._flatten, snapshot)
         return snapshot
 
     async def restore(
@@ -412,7 +412,7 @@ class SandboxManager:
         return sandbox
 
     async def delete_snapshot(self, snapshot_id: str) -> None:
-        """Remove a snapshot. Sandboxes that were made from it go on.
+        """Remove a snapshot. Sandboxes that were made from it go on; its files are removed in the background.
 
         Raises:
             NotFoundError: there is no such snapshot.
@@ -420,7 +420,7 @@ class SandboxManager:
         """
         await self.opened()
         await self.snapshots.delete(snapshot_id)
-        await self._remove_unused_layers()
+        self._soon(self._remove_unused_layers)
 
     async def executions(self, sandbox_id: str) -> Executions:
         """What runs detached in a sandbox, or did.
@@ -591,7 +591,7 @@ class SandboxManager:
         await self._remove_unused_layers()
         self._swept.settle()
         for snapshot in self.snapshots.list():
-            self._flatten_soon(snapshot)
+            self._soon(self._flatten, snapshot)
 
     async def _wait_for(self, opened: Outcome, patience: float) -> None:
         if opened.settled:
@@ -652,10 +652,13 @@ class SandboxManager:
             await self._driver.remove_unused(self.snapshots.layers() | used)
         except GuestError as error:
             log.warning("layers that nobody uses not removed", extra={"reason": str(error)})
+        except Exception:
+            log.exception("layers that nobody uses not removed")
 
-    def _flatten_soon(self, snapshot: Snapshot) -> None:
-        if self._nursery is not None:  # else the next agent does
-            self._context.run(self._nursery.start_soon, self._flatten, snapshot)
+    def _soon(self, function: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        """Do in the background what the next agent does if this one ends."""
+        if self._nursery is not None:
+            self._context.run(self._nursery.start_soon, function, *arguments)
 
     async def _flatten(self, snapshot: Snapshot) -> None:
         """Have a snapshot with many layers have few. It is there with those or with these, whenever the agent ends."""

@@ -45,6 +45,7 @@ async def test_many_layers_are_merged_in_the_background_and_what_was_restored_be
         await agent.manager.remove(f"box-{number}", force=False)
     await agent.manager.remove("old", force=False)
     await agent.manager.delete_snapshot(snapshot.id)
+    await wait_all_tasks_blocked()
     assert agent.driver.layers == set(new.spec.layers)
 
 
@@ -61,11 +62,25 @@ async def test_a_snapshot_that_is_deleted_while_its_layers_are_merged_stays_dele
     assert agent.manager.snapshots.list() == []
 
 
+async def test_the_deletion_of_a_snapshot_does_not_wait_until_its_files_are_removed(
+    autojump_clock: MockClock, agent: FakeAgent
+) -> None:
+    await agent.create(Spec(id="box"))
+    snapshot = await agent.manager.checkpoint("box")
+    await agent.manager.remove("box", force=False)
+    agent.driver.faults["remove_unused"] = answers = trio.Event()
+    await agent.manager.delete_snapshot(snapshot.id)
+    assert agent.driver.layers == set(snapshot.spec.layers)
+    answers.set()
+    await wait_all_tasks_blocked()
+    assert agent.driver.layers == set()
+
+
 @pytest.mark.parametrize("fault", [GuestError("no space left"), RuntimeError("bug")])
 async def test_a_snapshot_whose_layers_can_not_be_merged_keeps_them(
     autojump_clock: MockClock, agent: FakeAgent, fault: Exception
 ) -> None:
-    agent.driver.faults["flatten"] = fault
+    agent.driver.faults["flatten"] = agent.driver.faults["remove_unused"] = fault
     snapshot = await snapshot_with_many_layers(agent)
     await wait_all_tasks_blocked()
     assert (await agent.manager.restore(snapshot.id)).spec.layers == snapshot.spec.layers
