@@ -6,7 +6,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 ROOMS := agent client guest handlers protocol
-SANDBOX_TOOLS := crun=crun catatonit=catatonit conmon=conmon busybox=busybox-static
+SANDBOX_TOOLS := crun=crun catatonit=catatonit busybox=busybox-static
 IMAGE_TOOLS := mmdebstrap=mmdebstrap mkfs.ext4=e2fsprogs
 VM_TOOLS := qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils /usr/lib/qemu/virtiofsd=qemu-system-common
 

@@ -277,7 +277,6 @@ PROBES: Final = (
     Probe("data directory", _SANDBOXES, data_directory),
     Probe("rootfs", _SANDBOXES, rootfs),
     Probe("catatonit", _SANDBOXES, partial(tool, "catatonit")),
-    Probe("conmon", "commands that outlive the agent", partial(tool, "conmon")),
     Probe("busybox", "arcbox-agent rootfs build", partial(tool, "busybox")),
     Probe("crun", _SANDBOXES, partial(tool, "crun")),
     Probe("runc", f"{_CONTAINERS}, {_SANDBOXES}", partial(tool, "runc")),

@@ -66,7 +66,6 @@ PROBES: Final = (
     Probe("runtime", _SANDBOXES, lambda machine: _program(machine, "crun", "runc"), essential=True),
     Probe("catatonit", _SANDBOXES, lambda machine: _program(machine, "catatonit"), essential=True),
     Probe("rootfs", _SANDBOXES, rootfs, essential=True),
-    Probe("conmon", "commands that outlive the agent", lambda machine: _program(machine, "conmon"), essential=True),
     Probe("nft", "networks of sandboxes", lambda machine: _program(machine, "nft"), essential=True),
 )
 

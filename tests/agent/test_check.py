@@ -144,7 +144,7 @@ def test_an_image_says_what_it_lacks_by_its_exit_status(
     add("/etc/systemd/system/multi-user.target.wants/arcbox-agent.service")
     modules = ("vmw_vsock_virtio_transport", "overlay", "loop", "squashfs")
     add("/lib/modules/6.1.0/modules.dep", "".join(f"kernel/{name}.ko: \n" for name in modules))
-    for name in ("arcbox-agent", "crun", "catatonit", "conmon", "nft"):
+    for name in ("arcbox-agent", "crun", "catatonit", "nft"):
         add(f"/usr/bin/{name}")
         (tmp_path / "usr" / "bin" / name).chmod(0o755)
     assert run(["check", "--image", str(tmp_path)]) == 0

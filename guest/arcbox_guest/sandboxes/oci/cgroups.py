@@ -68,9 +68,14 @@ class ProcessGroup:
         if self.entry != self.path:
             self.entry.mkdir(parents=True)
 
+    @property
+    def procs(self) -> Path:
+        """The file that takes the process id of the client, or 0 for that of who writes it."""
+        return self.entry / "cgroup.procs"
+
     def enter(self, pid: int) -> None:
         """Put the client there. It, and what it starts, is no more worth keeping than any process of the guest."""
-        (self.entry / "cgroup.procs").write_text(str(pid))
+        self.procs.write_text(str(pid))
         adjustment = Path(f"/proc/{pid}/oom_score_adj")
         if int(adjustment.read_text()) < 0:  # the agent's own, inherited; to lower one takes a capability
             adjustment.write_text("0")

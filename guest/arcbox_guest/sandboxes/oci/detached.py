@@ -1,22 +1,19 @@
-"""Detached processes of the `oci` driver: each in a session of its own, under Debian's conmon.
+"""Detached processes of the `oci` driver: each in a session of its own, under a parent that is not the agent.
 
-conmon has the runtime start the process, is its parent, and writes its exit status into a file; `recorder` keeps what
-it writes. All that a next agent needs is in the session's directory before the process runs:
+The parent has the runtime start the process, and writes its exit status into a file (`starter`); `recorder` keeps what
+the process writes. All that a next agent needs is in the session's directory before the process runs:
 
-    session.json    what was asked for, and the number of the process's group
-    conmon          conmon's process id and start time
-    begun           is there once conmon is executed
-    process.json    the process's configuration, for the runtime
+    session.json    what was asked for, the number of the process's group, and the parent
+    begun           is there once the parent begins
     pid             the process's id, once it runs
-    exit/<sandbox>  its exit status, from conmon
-    exit.json       how it ended, as the agent that saw it says
+    exit            its exit status, from the parent
+    exit.json       how it ended, where that has no exit status: as the agent that saw it says
     and what `recording` has
 """
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import time
 from contextlib import suppress
@@ -26,7 +23,7 @@ import trio
 from attrs import asdict, define, field, frozen
 
 from arcbox_guest.child import PidFd, start_time
-from arcbox_guest.errors import ConflictError
+from arcbox_guest.errors import ConflictError, GuestError
 from arcbox_guest.sandboxes.detached import Channel, DetachedSpec, Exit, Piece
 from arcbox_guest.sandboxes.model import SIGNALLED
 from arcbox_guest.sandboxes.oci import recorder
@@ -34,19 +31,15 @@ from arcbox_guest.sandboxes.oci.recording import Recording
 from arcbox_guest.sandboxes.oci.root_files import remove_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
     from pathlib import Path
 
     from arcbox_guest.sandboxes.model import TerminalSize
     from arcbox_guest.sandboxes.oci.cgroups import ProcessGroup
     from arcbox_guest.sandboxes.oci.lookup import CommandError
-    from arcbox_guest.sandboxes.oci.namespace import MountNamespace
-    from arcbox_guest.sandboxes.oci.recording import Ends, Recorder
+    from arcbox_guest.sandboxes.oci.recording import Recorder
     from arcbox_guest.sandboxes.oci.runtime import Runtime
-
-_GATE: Final = ("/bin/sh", "-c", 'cd "$0" && read go && : >begun && exec "$@" <&3 3<&-')
-"""Executes a command, in a directory and with file 3 as its stdin, once it was given a line: conmon has to be in its
-cgroup, and on record, before it starts anything. Nothing is executed when the agent is killed before."""
+    from arcbox_guest.sandboxes.oci.starting import Gate, Starter
 
 _LEFT_BEHIND: Final = 1.0
 """Seconds that the output may stay open after the end of its process: a daemon that it left behind can hold it."""
@@ -68,9 +61,7 @@ class Sessions:
     directory: Path
     sandbox_id: str
     runtime: Runtime
-    conmon: Callable[[], str]
-    """Finds its path; raises NotSupportedError."""
-
+    starter: Starter
     recorder: Recorder
     kept: int
     """Bytes of each channel."""
@@ -80,34 +71,15 @@ class Sessions:
     unattended: set[DetachedSession]
     """Those that were started and nobody has called `run` of: whoever ends the sandbox, or the agent, closes them."""
 
-    def prepare(self, spec: DetachedSpec, number: int, configuration: bytes | CommandError) -> DetachedSession:
-        """Make a session's directory, with all that is to be on record. Blocks.
+    def new(self, spec: DetachedSpec, number: int) -> DetachedSession:
+        """A session that nothing was made of yet.
 
         Args:
             spec: the process.
             number: of its group.
-            configuration: for the runtime, or why it can't be executed.
-
-        Raises:
-            ConflictError: there is one of that name.
-            OSError: the disk is full, say.
         """
-        directory = self.directory / spec.name
-        self.directory.mkdir(mode=0o700, exist_ok=True)
-        try:
-            directory.mkdir(mode=0o700)
-        except FileExistsError:
-            raise ConflictError(f"there is a process {spec.name} in sandbox {self.sandbox_id} already") from None
-        facts = {"number": number, "terminal": spec.command.terminal is not None, "facts": dict(spec.facts)}
-        session = self._session(spec.name, facts)
-        _replace(directory / "session.json", json.dumps(facts).encode())
-        if isinstance(configuration, bytes):
-            session.recording.make(stdin=spec.stdin, merged=spec.merged)
-            (directory / "exit").mkdir()
-            (directory / "process.json").write_bytes(configuration)
-        else:
-            session.refuse(configuration, Channel.STDOUT if spec.merged or session.terminal else Channel.STDERR)
-        return session
+        terminal = spec.command.terminal is not None
+        return self._session(spec.name, {"number": number, "terminal": terminal, "facts": dict(spec.facts)})
 
     def find(self) -> list[DetachedSession]:
         """Those that were ever started. Blocks.
@@ -128,16 +100,11 @@ class Sessions:
                 remove_tree(path)
         return found
 
-    def _session(self, name: str, facts: Mapping[str, Any]) -> DetachedSession:
+    def _session(self, name: str, record: Mapping[str, Any]) -> DetachedSession:
         directory = self.directory / name
-        recording = Recording(directory=directory, terminal=facts["terminal"], recorder=self.recorder, limit=self.kept)
-        return DetachedSession(
-            name=name,
-            facts=facts["facts"],
-            recording=recording,
-            sessions=self,
-            group=self.group(facts["number"]),
-        )
+        recording = Recording(directory=directory, terminal=record["terminal"], recorder=self.recorder, limit=self.kept)
+        group = self.group(record["number"])
+        return DetachedSession(name=name, record=record, recording=recording, sessions=self, group=group)
 
 
 @define(eq=False, kw_only=True)
@@ -145,15 +112,28 @@ class DetachedSession:
     """A detached process: `detached.DetachedProcess`."""
 
     name: str
-    facts: Mapping[str, str | int | float | bool]
+    _record: Mapping[str, Any]
+    """What session.json has."""
+
     recording: Recording
     _sessions: Sessions
     _group: ProcessGroup
     exit: Exit | None = field(init=False, default=None)
-    _conmon: PidFd | None = field(init=False, default=None)
-    """None when it has ended, or was never started."""
+    _parent: PidFd | None = field(init=False, default=None)
+    """None when it has ended, or was never forked."""
+
+    _made: bool = field(init=False, default=False)
+    """Whether the directory is this session's."""
+
+    _killed: bool = field(init=False, default=False)
+    """Whether that was asked for."""
 
     _ended: trio.Event = field(init=False, factory=trio.Event)
+
+    @property
+    def facts(self) -> Mapping[str, str | int | float | bool]:
+        facts: Mapping[str, str | int | float | bool] = self._record["facts"]
+        return facts
 
     @property
     def terminal(self) -> bool:
@@ -190,12 +170,13 @@ class DetachedSession:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.recording.follow)
                 if self.exit is None:
-                    if self._conmon is None:
-                        self._conmon = await trio.to_thread.run_sync(_conmon_of, self.recording.directory)
-                    if self._conmon is not None:
-                        await self._conmon.wait()
+                    if self._parent is None:
+                        self._parent = await trio.to_thread.run_sync(self._find_parent)
+                    if self._parent is not None:
+                        await self._parent.wait()
                     await trio.to_thread.run_sync(self._see_exit)
-                self._ended.set()
+                    self._ended.set()
+                    await trio.to_thread.run_sync(self._record_exit)
                 with trio.move_on_after(_LEFT_BEHIND):
                     await self.recording.wait_complete()
                 self.recording.give_up()
@@ -207,11 +188,9 @@ class DetachedSession:
     def close(self) -> None:
         """Let go of a process that nobody waits for. It goes on, and is recorded."""
         self.recording.close()
-        if self._conmon is not None:
-            if self._conmon.ended():
-                self._conmon.reap()
-            self._conmon.close()
-            self._conmon = None
+        if self._parent is not None:
+            self._parent.close()
+            self._parent = None
 
     async def signal(self, number: int) -> None:
         with trio.move_on_after(_STARTING):
@@ -221,145 +200,158 @@ class DetachedSession:
 
     async def kill(self) -> None:
         if self.exit is None:
+            self._killed = True
             self._group.kill()
         await trio.lowlevel.checkpoint()
 
     async def forget(self) -> None:
         await trio.to_thread.run_sync(remove_tree, self.recording.directory)
 
-    async def start(self, namespace: MountNamespace) -> None:
+    async def start(self, spec: DetachedSpec, configure: Callable[[], Awaitable[bytes]]) -> None:
         """Start the process. It is on record, and recorded, before it runs.
 
+        Args:
+            spec: the process.
+            configure: finds out what the runtime is to be told; errors of it are passed on.
+
         Raises:
-            OSError: it can't be.
-            GuestError: its output can't be recorded.
+            ConflictError: there is one of that name.
+            OSError: it can't be started.
+            GuestError: its output can't be recorded, or there is no parent for it.
         """
-        with self.recording.opened() as ends:
-            await self.recording.open(new=True)
-            await namespace.run(self._start, ends)
+        gate = await self._sessions.starter.fork(self._group)
+        try:
+            configuration = await configure()
+            pid, self._parent = await gate.parent()
+            await trio.to_thread.run_sync(self._prepare, spec, pid)
+            with self.recording.opened() as ends:
+                await self.recording.open(new=True)
+                await gate.open(self.recording.directory, self._argv(), ends, configuration)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self._discard(gate)
+            raise
+        gate.close()
         self._sessions.unattended.add(self)
 
-    def _start(self, ends: Ends) -> None:
-        """Have conmon start the process. Blocks; to be called in the driver's namespace.
+    def _prepare(self, spec: DetachedSpec, parent: int) -> None:
+        """Have all files. Blocks.
+
+        Args:
+            spec: the process.
+            parent: the process id of its parent.
 
         Raises:
-            OSError: it can't be.
+            ConflictError: there is a process of that name.
+            OSError: the disk is full, say.
         """
-        gate, go = os.pipe2(os.O_CLOEXEC)
+        self._make_directory(parent=parent, started=start_time(parent))
+        self.recording.make(stdin=spec.stdin, merged=spec.merged)
+
+    def _make_directory(self, **parent: int) -> None:
+        self.recording.directory.parent.mkdir(mode=0o700, exist_ok=True)
         try:
-            self._group.create()
-            pid = self._spawn(ends, gate)
-            self._conmon = PidFd.open(pid)
-            try:
-                self._group.enter(pid)
-                _replace(self._path("conmon"), f"{pid} {start_time(pid)}".encode())
-                os.write(go, b"go\n")
-            except OSError:
-                self._conmon.signal(signal.SIGKILL)
-                self._conmon.reap()
-                raise
-        finally:
-            os.close(gate)
-            os.close(go)
+            self.recording.directory.mkdir(mode=0o700)
+        except FileExistsError:
+            sandbox_id = self._sessions.sandbox_id
+            raise ConflictError(f"there is a process {self.name} in sandbox {sandbox_id} already") from None
+        self._made = True
+        self._path("session.json").write_bytes(json.dumps({**self._record, **parent}).encode())
 
-    def _spawn(self, ends: Ends, gate: int) -> int:
-        # No `Child`: it is nobody's who would have to end it, and the next agent's as well.
-        return os.posix_spawn(
-            _GATE[0],
-            [*_GATE, str(self.recording.directory), *self._argv()],
-            os.environ,
-            file_actions=[
-                (os.POSIX_SPAWN_DUP2, fd, target)
-                for target, fd in enumerate((gate, ends.stdout, ends.stderr, ends.stdin))
-            ],
-            setsid=True,
-            setsigmask=(),
-            setsigdef=(signal.SIGPIPE, signal.SIGXFSZ),  # which Python ignores
-        )
-
-    def discard(self) -> None:
-        """Have nothing of a process that could not be started. Blocks for a moment."""
-        self._group.kill()
+    async def _discard(self, gate: Gate) -> None:
+        """Have nothing of a process that could not be started."""
+        with suppress(GuestError), trio.move_on_after(_STARTING):
+            if self._parent is None:
+                _, self._parent = await gate.parent()
+            self._parent.signal(signal.SIGKILL)  # it may not be in its group yet
+            await self._parent.wait()
+        gate.close()
         self.close()
-        self._group.remove()
-        remove_tree(self.recording.directory)
+        await trio.to_thread.run_sync(self._remove)
 
-    def refuse(self, error: CommandError, channel: Channel) -> None:
-        """Have a process that never was, with a shell's complaint about it. Blocks."""
+    def _remove(self) -> None:
+        self._group.kill()
+        self._group.remove()
+        if self._made:
+            remove_tree(self.recording.directory)
+
+    def refuse(self, spec: DetachedSpec, error: CommandError) -> None:
+        """Have a process that never was, with a shell's complaint about it. Blocks.
+
+        Raises:
+            ConflictError: there is a process of that name.
+            OSError: the disk is full, say.
+        """
+        self._make_directory()
+        channel = Channel.STDOUT if spec.merged or self.terminal else Channel.STDERR
         line_end = "\r\n" if self.terminal else "\n"
         for name in Channel:
             self._path(name).write_bytes(f"{error}{line_end}".encode() if name is channel else b"")
-        self._path("stdin").touch()
         self._path("recorded").write_bytes(recorder.ENDED)
-        self._end(Exit(code=error.exit_code, at=time.time(), error=str(error)))
+        self.exit = Exit(code=error.exit_code, at=time.time(), error=str(error))
+        self._ended.set()
+        self._record_exit()
 
     def was_started(self) -> bool:
-        """Whether it was executed, or can't be, before the agent was killed. Blocks for a moment."""
+        """Whether it was executed, or can't be, before the agent was killed; if not, it never will be. Blocks."""
         # A process that runs, or did, has `pid`: agents up to 0.4.10 did not write `begun`.
-        if any(self._path(name).exists() for name in ("exit.json", "begun", "pid")):
+        if any(self._path(name).exists() for name in ("exit.json", "pid")):
             return True
-        conmon = _conmon_of(self.recording.directory)
-        if conmon is not None:  # it is at the gate: it has its line, or sees now that it gets none
-            deadline = time.monotonic() + _STARTING
-            while not (self._path("begun").exists() or conmon.ended() or time.monotonic() > deadline):
-                time.sleep(_POLL)
-            conmon.discard()
-        return self._path("begun").exists()
+        try:
+            self._path("begun").touch(exist_ok=False)  # as its parent does, which then does not begin
+        except FileExistsError:
+            return True
+        return False
 
     def look(self) -> None:
         """Find out what became of it. Blocks."""
         self.recording.look()
-        with suppress(FileNotFoundError):
-            self.exit = Exit(**json.loads(self._path("exit.json").read_bytes()))
+        self.exit = self._exit_status()
+        if self.exit is None:
+            with suppress(FileNotFoundError):
+                self.exit = Exit(**json.loads(self._path("exit.json").read_bytes()))
+        if self.exit is not None:
             self._ended.set()
 
     def _argv(self) -> list[str]:
-        runtime_options = ["--console-socket=console"] if self.terminal else []
-        if self._group.runtime_name is not None:
-            runtime_options.append(f"--cgroup={self._group.runtime_name}")
-        directory = self.recording.directory
-        options = {
-            "--cid": self._sessions.sandbox_id,
-            "--cuuid": self.name,
-            "--bundle": str(directory),
-            "--exec-process-spec": str(directory / "process.json"),
-            "--container-pidfile": str(directory / "pid"),
-            "--exit-dir": str(directory / "exit"),
-            "--log-path": "passthrough",
-            "--runtime": self._sessions.runtime.path,
-        }
-        argv = [self._sessions.conmon(), "--sync", "--exec", *(word for option in options.items() for word in option)]
-        for argument in self._sessions.runtime.state_arguments:
-            argv += ["--runtime-arg", argument]
-        for option in runtime_options:
-            argv += ["--runtime-opt", option]
-        return argv
+        return self._sessions.runtime.detached_argv(
+            self._sessions.sandbox_id,
+            cgroup=self._group.runtime_name,
+            console_socket="console" if self.terminal else "",
+        )
 
     def _see_exit(self) -> None:
-        """How the process has ended, now that conmon has. Blocks."""
-        killed = self._sessions.sandbox_is_ending() or self._path("pid").exists()
-        if self._conmon is not None:
-            killed = self._conmon.reap() == -signal.SIGKILL or killed
-            self._conmon.discard()
-            self._conmon = None
-        self._group.remove()  # one that was left behind keeps it, until the sandbox ends
-        status = self._path("exit") / self._sessions.sandbox_id
-        try:
-            code, at = int(status.read_bytes()), status.stat().st_mtime
-        except (OSError, ValueError):
-            if killed:
-                self._end(Exit(code=_KILLED, at=time.time()))
-            else:
-                self.recording.tell(unstarted=True)
-                reason = "the OCI runtime could not start it, or the agent was killed before: its output says more"
-                self._end(Exit(code=_NOT_STARTED, at=time.time(), error=reason))
+        """How the process has ended, now that its parent has. Blocks."""
+        self.exit = self._exit_status()
+        if self.exit is not None:
+            return
+        if self._killed or self._sessions.sandbox_is_ending() or not self._status.exists():
+            self.exit = Exit(code=_KILLED, at=time.time())  # and its parent with it
         else:
-            self._end(Exit(code=code, at=at))
+            self.recording.tell(unstarted=True)
+            reason = "the OCI runtime could not start it: its output says more"
+            self.exit = Exit(code=_NOT_STARTED, at=time.time(), error=reason)
 
-    def _end(self, ended: Exit) -> None:
-        self.exit = ended
-        with suppress(OSError):  # the next agent finds it out once more
-            _replace(self._path("exit.json"), json.dumps(asdict(ended)).encode())
+    def _exit_status(self) -> Exit | None:
+        """What the parent has seen; None when it has not started the process, or was killed. Blocks."""
+        with suppress(OSError, ValueError):
+            return Exit(code=int(self._status.read_bytes()), at=self._status.stat().st_mtime)
+        return None
+
+    @property
+    def _status(self) -> Path:
+        """The file with the exit status."""
+        path = self._path("exit")
+        # Up to 0.4.10 conmon was the parent, which names the file after the sandbox.
+        return path / self._sessions.sandbox_id if path.is_dir() else path
+
+    def _record_exit(self) -> None:
+        """Keep how it has ended, if that is not on record. Blocks."""
+        assert self.exit is not None  # noqa: S101  for mypy
+        self._group.remove()  # one that was left behind keeps it, until the sandbox ends
+        if self._exit_status() is None:
+            with suppress(OSError):  # the next agent finds it out once more
+                _replace(self._path("exit.json"), json.dumps(asdict(self.exit)).encode())
 
     async def _has_started(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -374,6 +366,20 @@ class DetachedSession:
             return None
         return None if self._sessions.runtime.is_at(pid) else pid
 
+    def _find_parent(self) -> PidFd | None:
+        """None if it is gone. Blocks."""
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if "parent" in self._record:
+                pid, started = self._record["parent"], self._record["started"]
+            else:
+                pid, started = map(int, self._path("conmon").read_bytes().split())
+            watch = PidFd.open(pid)
+            with suppress(ProcessLookupError):
+                if start_time(pid) == started:
+                    return watch
+            watch.discard()
+        return None
+
     def _path(self, name: str) -> Path:
         return self.recording.directory / name
 
@@ -385,31 +391,6 @@ def session_numbers(directory: Path) -> set[int]:
         with suppress(OSError, ValueError):  # it was being made, or removed, when the agent was killed
             numbers.add(int(json.loads((path / "session.json").read_bytes())["number"]))
     return numbers
-
-
-def reap(directory: Path) -> None:
-    """Reap the conmons of all sessions in a directory, which were killed. Blocks.
-
-    They are children of this process if it has started them, and nobody may be watching them: the sandbox was not
-    adopted, say.
-    """
-    for path in directory.iterdir() if directory.exists() else ():
-        conmon = _conmon_of(path)
-        if conmon is not None:
-            conmon.reap()
-            conmon.discard()
-
-
-def _conmon_of(directory: Path) -> PidFd | None:
-    """The conmon of the session in a directory; None if it is gone. Blocks."""
-    with suppress(FileNotFoundError, ProcessLookupError):
-        pid, started = map(int, (directory / "conmon").read_bytes().split())
-        watch = PidFd.open(pid)
-        with suppress(ProcessLookupError):
-            if start_time(pid) == started:
-                return watch
-        watch.discard()
-    return None
 
 
 def _signal(pid: int, number: int, group: ProcessGroup) -> None:

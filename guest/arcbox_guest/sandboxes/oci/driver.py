@@ -8,7 +8,6 @@ import logging
 import os
 import shutil
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -22,7 +21,7 @@ from arcbox_guest.network.addresses import Lease
 from arcbox_guest.sandboxes.detached import DEFAULT_KEPT
 from arcbox_guest.sandboxes.oci import bundle, cgroups, etc, hierarchies, images, users
 from arcbox_guest.sandboxes.oci.cgroups import CLIENTS, SandboxCgroups
-from arcbox_guest.sandboxes.oci.detached import Sessions, reap
+from arcbox_guest.sandboxes.oci.detached import Sessions
 from arcbox_guest.sandboxes.oci.images import Images
 from arcbox_guest.sandboxes.oci.layers import LONGEST_CHAIN, MANY_LAYERS, Layers, chain_of, new_name
 from arcbox_guest.sandboxes.oci.mounts import Sources, Stage
@@ -32,6 +31,7 @@ from arcbox_guest.sandboxes.oci.root_files import open_path, remove_tree
 from arcbox_guest.sandboxes.oci.root_swap import swap_root
 from arcbox_guest.sandboxes.oci.runtime import Runtime
 from arcbox_guest.sandboxes.oci.sandbox import LiveSandbox
+from arcbox_guest.sandboxes.oci.starting import Starter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
@@ -75,9 +75,14 @@ class Equipment:
     runtime: Runtime
     images: Images
     recorder: Recorder
+    starter: Starter
     init: str
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        await self.starter.close()
+        await trio.to_thread.run_sync(self._close)
+
+    def _close(self) -> None:
         self.recorder.close()
         self.namespace.close()
         self.runtime.close()
@@ -303,7 +308,7 @@ class OciDriver:
         self._images.clear()  # they were mounted in the namespace that ends here
         if equipment is not None:
             cgroups.remove_parents(equipment.hierarchies, self._cgroup)
-            await self._in_thread(equipment.close)
+            await equipment.close()
 
     async def _equip(self) -> Equipment:
         async with self._equipping:
@@ -322,14 +327,16 @@ class OciDriver:
         for name in ("images", "layers", "sandboxes", "runtime"):
             (self.data_dir / name).mkdir(parents=True, exist_ok=True)
         namespace = MountNamespace(str(found.unified) if found.hybrid else "")
+        client = Runtime(runtime, self._runtime_state, namespace)
         unified = os.open(found.unified, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         return Equipment(
             hierarchies=evolve(found, unified=Path(f"/proc/self/fd/{unified}")),
             unified=unified,
             namespace=namespace,
-            runtime=Runtime(runtime, self._runtime_state, namespace),
+            runtime=client,
             images=Images(self.data_dir / "images", namespace, self._storage),
             recorder=Recorder(self.data_dir.resolve()),
+            starter=Starter(namespace, client.sealed),
             init=init,
         )
 
@@ -417,7 +424,6 @@ class OciDriver:
         return tuple(below)
 
     def _remove_files(self, directory: Path) -> None:
-        reap(directory / "sessions")
         self._layers.remove_of(directory)
         remove_tree(directory)
 
@@ -484,7 +490,7 @@ class OciDriver:
             directory=self._directory(sandbox_id) / "sessions",
             sandbox_id=sandbox_id,
             runtime=equipment.runtime,
-            conmon=partial(_find_tool, "conmon", "conmon"),
+            starter=equipment.starter,
             recorder=equipment.recorder,
             kept=self.kept,
             group=self._cgroups(equipment, sandbox_id).group,

@@ -6,7 +6,7 @@ LISTENER is an open socket of the type SOCK_SEQPACKET that listens. The packets 
 
 conmon's own log was measured, and does not do: it begins anew at its limit, so that what went before and the offset of
 what follows are lost, it needs some 45 bytes and a write for each line, and has no place for input that is addressed by
-offset. So conmon passes FIFOs on to the process, and is its parent for the exit status alone.
+offset. The exit status is the business of the process's parent: see `starter`.
 
 - A byte of output lies in its file at the offset that it has in its stream. Where the file has grown beyond its limit,
   the oldest part becomes a hole, which takes no space: fallocate(2), FALLOC_FL_PUNCH_HOLE.

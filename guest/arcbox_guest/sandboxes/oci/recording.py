@@ -185,11 +185,12 @@ class Recording:
         Raises:
             OSError: the file system is full, say.
         """
-        names = ["stdout"] if merged or self.terminal else ["stdout", "stderr"]
-        for name in [*names, *(["stdin"] if stdin and not self.terminal else [])]:
-            os.mkfifo(self.directory / f"{name}.fifo", 0o600)
-        for name in ("stdout", "stderr", "stdin", "recorded"):
-            os.close(os.open(self.directory / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        read = ["stdin"] if stdin or self.terminal else []
+        written = ["stdout"] if merged or self.terminal else ["stdout", "stderr"]
+        for name in [] if self.terminal else [*read, *written]:
+            os.mkfifo(f"{self.directory}/{name}.fifo", 0o600)
+        for name in (*read, *Channel, "recorded"):
+            os.close(os.open(f"{self.directory}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
     @contextmanager
     def opened(self) -> Iterator[Ends]:
@@ -223,7 +224,8 @@ class Recording:
         """Learn what there is on disk. Blocks."""
         try:
             self.lengths = {channel: (self.directory / channel).stat().st_size for channel in Channel}
-            self.stdin_written = (self.directory / "stdin").stat().st_size
+            with suppress(FileNotFoundError):  # it has none
+                self.stdin_written = (self.directory / "stdin").stat().st_size
             self.complete = (self.directory / "recorded").read_bytes() == program.ENDED
         except OSError:  # it was not made in full, or is being removed
             self.complete = True

@@ -29,7 +29,7 @@ def opened(root: int, path: str, flags: int = os.O_PATH) -> Iterator[int]:
 
 
 @contextmanager
-def open_path(path: str, flags: int = os.O_PATH) -> Iterator[int]:
+def open_path(path: str | Path, flags: int = os.O_PATH) -> Iterator[int]:
     """Open a path of the guest itself, for as long as the context lasts."""
     fd = os.open(path, flags | os.O_CLOEXEC)
     try:

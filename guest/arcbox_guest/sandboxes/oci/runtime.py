@@ -54,7 +54,7 @@ class SealedProgram:
     once: that spares a fourth of the time of an exec.
     """
 
-    _descriptor: int
+    descriptor: int
 
     @classmethod
     def of(cls, path: str) -> Self | None:
@@ -77,11 +77,11 @@ class SealedProgram:
     @property
     def path(self) -> str:
         """Where any process of this machine can execute it. Not below /proc/self: their own descriptors are others."""
-        return f"/proc/{os.getpid()}/fd/{self._descriptor}"
+        return f"/proc/{os.getpid()}/fd/{self.descriptor}"
 
     def close(self) -> None:
         """Let go of it: who executes it already has it still."""
-        os.close(self._descriptor)
+        os.close(self.descriptor)
 
 
 @define(eq=False)
@@ -105,9 +105,9 @@ class Runtime:
         return self.path if self._sealed is None else self._sealed.path
 
     @property
-    def state_arguments(self) -> list[str]:
-        """For calls by others, which execute `path`: the sealed program is gone when the agent is."""
-        return ["--root", str(self._state)]
+    def sealed(self) -> int | None:
+        """The sealed program, an open file; None if there is none."""
+        return None if self._sealed is None else self._sealed.descriptor
 
     def close(self) -> None:
         """Call it no more."""
@@ -162,10 +162,17 @@ class Runtime:
         if self._is_runc:
             argv = [sys.executable, "-I", "-S", waiting_client.__file__, str(process), pid_file, *argv]
             argv += ["--detach", "--pid-file", pid_file]
-        if cgroup is not None:
-            argv += ["--cgroup", cgroup]
-        if console_socket:
-            argv += ["--console-socket", console_socket]
+        return [*argv, *_options(cgroup, console_socket), sandbox_id]
+
+    def detached_argv(self, sandbox_id: str, *, cgroup: str | None, console_socket: str) -> list[str]:
+        """The command line of a client that starts a process, writes its id into the file pid, and ends.
+
+        It is for those who have `sealed` under the same number, and execute it when the agent is gone, too. The
+        arguments are those of `exec_argv`; file 3 has the process's configuration.
+        """
+        program = self.path if self.sealed is None else f"/proc/self/fd/{self.sealed}"
+        argv = [program, "--root", str(self._state), "exec", "--detach", "--pid-file", "pid"]
+        argv += ["--process", "/proc/self/fd/3", *_options(cgroup, console_socket)]
         return [*argv, sandbox_id]
 
     async def _call(self, arguments: Sequence[str], deadline: float, entered: Callable[[int], None]) -> None:
@@ -201,6 +208,11 @@ def _start_behind_gate(argv: Sequence[str], log: int, entered: Callable[[int], N
     finally:
         os.close(reader)
         os.close(writer)
+
+
+def _options(cgroup: str | None, console_socket: str) -> list[str]:
+    options = [] if cgroup is None else ["--cgroup", cgroup]
+    return [*options, "--console-socket", console_socket] if console_socket else options
 
 
 async def _finished(child: Child, deadline: float) -> int | None:

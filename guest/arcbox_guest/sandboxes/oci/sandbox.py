@@ -166,20 +166,13 @@ class LiveSandbox:
     async def start_detached(self, spec: DetachedSpec, sessions: Sessions) -> DetachedSession:
         """Start a process that outlives the agent."""
         self.check_alive()
-        configuration: bytes | lookup.CommandError
-        try:
-            configuration = await self._configuration(spec.command)
-        except lookup.CommandError as error:
-            configuration = error
         self._started += 1
+        session = sessions.new(spec, self._started)
         with self._blamed():
-            session = await trio.to_thread.run_sync(sessions.prepare, spec, self._started, configuration)
-            if isinstance(configuration, bytes):
-                try:
-                    await session.start(self._namespace)
-                except BaseException:
-                    session.discard()
-                    raise
+            try:
+                await session.start(spec, partial(self._configuration, spec.command))
+            except lookup.CommandError as error:
+                await trio.to_thread.run_sync(session.refuse, spec, error)
         return session
 
     async def _configuration(self, command: ExecSpec) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,13 +12,17 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 import trio
 
+from arcbox_guest.errors import GuestError
 from arcbox_guest.sandboxes.busybox import build
 from arcbox_guest.sandboxes.detached import Channel, DetachedSpec
 from arcbox_guest.sandboxes.model import ExecSpec, ResourceLimits, Spec
+from arcbox_guest.sandboxes.oci import starter
 from arcbox_guest.sandboxes.oci.driver import OciDriver
+from arcbox_guest.sandboxes.oci.recording import Recording
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -169,7 +174,7 @@ async def test_a_process_whose_agent_was_killed_before_it_was_started_can_be_sta
     process = await driver.start_detached("box", spec("true"))
     await process.run()
     (directory,) = driver.data_dir.rglob("sessions/process")
-    for name in ("begun", "conmon", "exit.json", "pid", "exit/box"):
+    for name in ("begun", "pid", "exit"):
         (directory / name).unlink()
     assert await driver.detached("box") == []
     again = await driver.start_detached("box", spec("exit 7"))
@@ -180,7 +185,7 @@ async def test_a_process_of_an_agent_that_did_not_write_down_that_it_had_begun_i
     process = await driver.start_detached("box", spec("read word; exit $word", stdin=True))
     (directory,) = driver.data_dir.rglob("sessions/process")
     with trio.fail_after(20):
-        while True:  # conmon tells nobody
+        while True:  # the runtime tells nobody
             await trio.sleep(0.01)
             if (directory / "pid").exists():
                 break
@@ -189,6 +194,62 @@ async def test_a_process_of_an_agent_that_did_not_write_down_that_it_had_begun_i
     async with followed(found):
         await process.write_stdin(0, b"9\n")
         assert (await found.wait()).code == 9
+
+
+async def test_a_process_that_an_older_agent_started_by_conmon_is_found_with_its_exit_code(driver: OciDriver) -> None:
+    await driver.start_detached("box", spec("read word; exit $word", stdin=True))
+    (directory,) = driver.data_dir.rglob("sessions/process")
+    record = json.loads((directory / "session.json").read_bytes())
+    (directory / "conmon").write_text(f"{record.pop('parent')} {record.pop('started')}")
+    (directory / "session.json").write_text(json.dumps(record))
+    (directory / "exit").mkdir()
+    (found,) = await driver.detached("box")
+    async with followed(found):
+        (directory / "exit" / "box").write_text("9")  # as conmon does at its end
+        await found.write_stdin(0, b"7\n")
+        assert (await found.wait()).code == 9
+
+
+async def test_a_parent_that_comes_after_the_next_agent_starts_nothing(
+    driver: OciDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = Recording.open
+
+    async def open_late(self: Recording, *, new: bool) -> None:
+        await record(self, new=new)
+        next_agent = OciDriver(tmp_path / "data", kept=KEPT)
+        assert await next_agent.detached("box") == []
+        await next_agent.close()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Recording, "open", open_late)
+        with pytest.raises(GuestError):
+            await driver.start_detached("box", spec("touch /began"))
+    again = await driver.start_detached("box", spec("test ! -e /began"))
+    assert (await again.run()).code == 0
+
+
+async def test_a_starter_that_is_killed_is_started_again(driver: OciDriver) -> None:
+    process = await driver.start_detached("box", spec("cat; exit 7", stdin=True))
+    async with followed(process):
+        children = psutil.Process().children()
+        (found,) = (child for child in children if starter.__file__ in child.cmdline())
+        found.kill()
+        await trio.to_thread.run_sync(os.waitid, os.P_PID, found.pid, os.WEXITED | os.WNOWAIT)
+        another = DetachedSpec(name="another", command=ExecSpec(argv=("sh", "-c", "exit 8")))
+        assert (await (await driver.start_detached("box", another)).run()).code == 8
+        await process.write_stdin(0, b"", last=True)
+        assert (await process.wait()).code == 7
+
+
+async def test_a_process_that_closes_its_stdin_gets_no_more_of_it(driver: OciDriver) -> None:
+    process = await driver.start_detached("box", spec("exec <&-; echo closed; exec sleep 1000", stdin=True))
+    async with followed(process):
+        assert (await process.read(Channel.STDOUT, 0)).data == b"closed\n"
+        with trio.fail_after(30):
+            await process.write_stdin(0, bytes(4 << 20))
+        assert process.stdin_closed
+        await process.kill()
 
 
 async def test_the_ports_that_something_listens_on_are_seen(driver: OciDriver) -> None:
