@@ -93,6 +93,7 @@ def _runtime(settings: Runtime) -> ContainerRuntime:
         containerd_args=settings.containerd_args,
         dockerd_args=settings.dockerd_args,
         endpoint=f"vsock:{docker_vsock_port()}",
+        hung_after_probes=settings.hung_after_probes,
     )
     volume = DataVolume(Path(settings.data_mount), data_base, settings.data_device, state_dir)
     return ContainerRuntime(config, volume)

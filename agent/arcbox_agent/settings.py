@@ -99,6 +99,7 @@ def _up_to(most: int) -> Rule:
 
 
 _COUNT = Rule(lambda number: number >= 1, "a whole number, at least 1")
+_COUNT_OR_NONE = Rule(lambda number: number >= 0, "a whole number, at least 0")
 _SECONDS = Rule(lambda number: 0 <= number < math.inf, "a number of seconds, at least 0")
 _SECONDS_ABOVE_0 = Rule(lambda number: 0 < number < math.inf, "a number of seconds above 0")
 _PATH = Rule(_is_absolute, "an absolute path")
@@ -327,6 +328,12 @@ class Runtime:
         _DEVICE,
     )
     data_mount: str = setting("/run/arcbox/data", "Where the whole of the data volume is mounted.", _PATH)
+    hung_after_probes: int = setting(
+        15,
+        "How many probes in a row a daemon that answered before must not answer, for 2 s each, to be killed and started"
+        " again: about a minute. 0: it is left as it is.",
+        _COUNT_OR_NONE,
+    )
 
 
 @frozen(kw_only=True)

@@ -106,6 +106,9 @@ class Daemon:
     """How often it ended by itself and was started again."""
 
     _process: DaemonProcess | None = field(init=False, default=None)
+    _fault: str = field(init=False, default="")
+    """What the process was killed for."""
+
     _adopted: trio.Event = field(init=False, factory=trio.Event)
     """Set once it is known whether one runs already."""
 
@@ -167,6 +170,12 @@ class Daemon:
             self.wanted = False
             self._set(DaemonStatus.STOPPING)
         await self._until_stopped()
+
+    def kill(self, fault: str) -> None:
+        """Kill it for something that it does, and have it started again. Nothing if it does not run."""
+        if self._process is not None:
+            self._fault = fault
+            self._process.pidfd.signal(signal.SIGKILL)
 
     async def _until_stopped(self) -> None:
         while self.status is DaemonStatus.STOPPING:
@@ -291,6 +300,8 @@ class Daemon:
                 reason = f"did not answer within {self.spec.start_timeout:g} s; its log ends with: {lines}"
             await self._kill(process)
         reason = reason or await self._in_thread(process.describe_end)
+        if self._fault:
+            reason, self._fault = f"{self._fault}, and {reason}", ""
         process.pidfd.close()
         self._process = None
         return reason

@@ -14,7 +14,7 @@ from attrs import define, field
 from arcbox_client import connect
 from arcbox_guest.child import PidFd
 from arcbox_protocol import arcbox_v1
-from tests.runtime.conftest import runtime_host
+from tests.runtime.conftest import SETTINGS_OF_RUNTIME, runtime_host
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -178,8 +178,8 @@ async def test_a_daemon_that_is_killed_is_reported_by_the_next_status_and_starte
             assert service.status == "error"
             await ready(client)
             assert host.pid(daemon) != pid
-            await until_status(client, docker=True)
-            assert await host.docker(*RUN, "echo", "again") == b"again\n"
+            again = await host.try_docker(*RUN, "echo", "again")
+            assert (again.stdout, again.stderr) == (b"again\n", b"")
 
 
 async def test_a_daemon_that_hangs_is_not_ready(host: RuntimeHost, box: None) -> None:
@@ -194,6 +194,29 @@ async def test_a_daemon_that_hangs_is_not_ready(host: RuntimeHost, box: None) ->
             finally:
                 os.kill(host.pid("dockerd"), signal.SIGCONT)
             await until_status(client, docker=True)
+
+
+async def test_a_daemon_that_hangs_for_long_is_started_again_and_live_containers_go_on(
+    host: RuntimeHost, box: None
+) -> None:
+    arguments = [*SETTINGS_OF_RUNTIME["runtime.dockerd_args"], "--live-restore"]
+    with host.agent(hung_after_probes=2, dockerd_args=arguments) as agent:
+        async with connect(agent.address) as client:
+            await ready(client)
+            await kill(host.pid("dockerd"))  # the next one has that argument
+            await until_status(client, docker=True)
+            name = (await host.docker("run", "-d", "--network=none", "box", "sleep", "1000")).decode().strip()
+            began = await host.docker("inspect", "--format={{.State.Pid}} {{.State.StartedAt}}", name)
+            pid = host.pid("dockerd")
+            os.kill(pid, signal.SIGSTOP)
+            status = await until_status(client, docker=False)
+            while "did not answer 2 probes in a row, and was killed by SIGKILL" not in status.detail:
+                status = await client.runtime_status()
+                await trio.sleep(0.02)
+            await ready(client)
+            assert host.pid("dockerd") != pid
+            assert await host.docker("inspect", "--format={{.State.Pid}} {{.State.StartedAt}}", name) == began
+            await host.docker("rm", "-f", name)
 
 
 async def test_readiness_is_watched_as_a_stream(host: RuntimeHost, box: None) -> None:

@@ -79,6 +79,9 @@ class Probe:
     last: Liveness = field(init=False, default=Liveness.ABSENT)
     """What the last probe found."""
 
+    unanswered: int = field(init=False, default=0)
+    """Probes without an answer since the last answer."""
+
     _wanted: trio.Event = field(init=False, factory=trio.Event)
     _answered: trio.Event = field(init=False, factory=trio.Event)
     _began: float = field(init=False, default=math.inf)
@@ -90,6 +93,7 @@ class Probe:
             self._began = trio.current_time()
             self.last = await self.probe()
             self._began = math.inf
+            self.unanswered = self.unanswered + 1 if self.last is Liveness.HUNG else 0
             self._answered.set()
             self._answered = trio.Event()
             with trio.move_on_after(_INTERVAL if self.last > Liveness.ABSENT else math.inf):
@@ -104,6 +108,10 @@ class Probe:
         late = trio.Event()
         late.set()
         return late
+
+    async def next(self) -> None:
+        """Wait until a probe has ended."""
+        await self._answered.wait()
 
     async def probe(self) -> Liveness:
         """One probe, which takes up to two seconds."""

@@ -14,6 +14,7 @@ from attrs import define, evolve, field, frozen
 from arcbox_guest.daemons import Daemon, DaemonSpec, DaemonStatus
 from arcbox_guest.errors import GuestError, NotSupportedError
 from arcbox_guest.runtime import prerequisites
+from arcbox_guest.runtime.containerd_link import ContainerdLink
 from arcbox_guest.runtime.containers import ContainerWatch
 from arcbox_guest.runtime.docker_api import DockerApi
 from arcbox_guest.runtime.probes import Liveness, Probe, ask_containerd, ask_docker
@@ -137,6 +138,9 @@ class RuntimeConfig:
     endpoint: str = "vsock:2375"
     """Where the host finds the Docker API."""
 
+    hung_after_probes: int = 15
+    """Probes in a row that a daemon does not answer, of 2 s each, after which it is killed; 0: never."""
+
 
 @define(eq=False)
 class ContainerRuntime:
@@ -151,6 +155,7 @@ class ContainerRuntime:
 
     _containerd_probe: Probe = field(init=False)
     _docker_probe: Probe = field(init=False)
+    _link: ContainerdLink = field(init=False)
     _limiter: trio.CapacityLimiter = field(init=False, factory=lambda: trio.CapacityLimiter(2))
     _starting: bool = field(init=False, default=False)
     _wanted: trio.Event = field(init=False, factory=trio.Event)
@@ -166,7 +171,9 @@ class ContainerRuntime:
         self._docker_probe = Probe(self.config.docker_socket, ask_docker)
         self.containerd = Daemon(self._containerd_spec())
         self.dockerd = Daemon(self._dockerd_spec())
-        self.containers = ContainerWatch(DockerApi(self.config.docker_socket))
+        docker = DockerApi(self.config.docker_socket)
+        self.containers = ContainerWatch(docker)
+        self._link = ContainerdLink(self.containerd, self.dockerd, docker)
 
     async def run(self) -> None:
         """Supervise the daemons and start them when they are wanted, for ever. They go on when this is cancelled."""
@@ -175,8 +182,11 @@ class ContainerRuntime:
             self.containerd.spec = self._containerd_spec(await self._find(CONTAINERD))
             self.dockerd.spec = self._dockerd_spec(await self._find(DOCKERD))
         async with trio.open_nursery() as nursery:
-            for service in (self.containerd.run, self.dockerd.run, self._containerd_probe.run, self._docker_probe.run):
-                nursery.start_soon(service)
+            for service in (self.containerd, self.dockerd, self._containerd_probe, self._docker_probe, self._link):
+                nursery.start_soon(service.run)
+            if self.config.hung_after_probes > 0:
+                nursery.start_soon(self._kill_hung, self.containerd, self._containerd_probe)
+                nursery.start_soon(self._kill_hung, self.dockerd, self._docker_probe)
             while True:
                 await self._wanted.wait()
                 await self._start()
@@ -206,6 +216,8 @@ class ContainerRuntime:
             await docker_answer.wait()
         containerd = ServiceState.of(self.containerd, self._containerd_probe.last)
         dockerd = ServiceState.of(self.dockerd, self._docker_probe.last)
+        if dockerd.ready and self.dockerd.wanted and self._link.lost:
+            dockerd = evolve(dockerd, coming=True, detail="answers, and has not reached the new containerd yet")
         return RuntimeState(*self._phase(containerd, dockerd), containerd, dockerd)
 
     async def start(self) -> RuntimeState:
@@ -246,6 +258,13 @@ class ContainerRuntime:
         """End both daemons, dockerd first: its containers end with it."""
         await self.dockerd.stop()
         await self.containerd.stop()
+
+    async def _kill_hung(self, daemon: Daemon, probe: Probe) -> None:
+        """Not by SIGTERM: it would hardly end in an orderly way."""
+        while True:
+            await probe.next()
+            if probe.unanswered >= self.config.hung_after_probes:
+                daemon.kill(f"did not answer {probe.unanswered} probes in a row")
 
     async def _start(self) -> None:
         self._failure = ""
