@@ -231,6 +231,17 @@ class Faults:
                 line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 if data_dir in line and not any(name in line for name in of_live):
                     yield line
+        for process in psutil.process_iter():
+            with suppress(psutil.Error, OSError):  # it has just ended
+                if self._is_starter(process) and process.ppid() != self.machine.process.pid:
+                    directory = f"{process.cwd()}/"  # a session's, of a parent that has begun
+                    if not directory.startswith(of_live):
+                        yield f"parent of a detached process in {directory}"
+
+    def _is_starter(self, process: psutil.Process) -> bool:
+        """Whether it is `oci.starter` of an agent here, or a parent that it has forked."""
+        here, there = (Path(f"/proc/{pid}/ns/net").readlink() for pid in (self.forks.pid, process.pid))
+        return here == there and any(argument.endswith("/starter.py") for argument in process.cmdline())
 
     def _loop_devices(self) -> Sequence[str]:
         files = []
