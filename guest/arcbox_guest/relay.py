@@ -31,6 +31,7 @@ _COPIED: Final = 256 * 1024
 """Bytes of one receive from or for AF_VSOCK, where splice(2) works, and is slower than copying."""
 
 _ROUNDS_BETWEEN_CHECKPOINTS: Final = 16
+"""Receptions without any that had to wait."""
 
 
 @define(eq=False)
@@ -102,10 +103,14 @@ class Direction:
             try:
                 data = self._source.recv(size)
             except BlockingIOError:
-                await trio.lowlevel.wait_readable(self._source)
+                await self._readable()
             else:
                 await self._take_turns()
                 return data
+
+    async def _readable(self) -> None:
+        self._rounds = 0
+        await trio.lowlevel.wait_readable(self._source)
 
     async def _send(self, data: bytes) -> None:
         sent = 0
@@ -127,7 +132,7 @@ class Direction:
                 try:
                     inside = os.splice(source, writer, _BULK)
                 except BlockingIOError:
-                    await trio.lowlevel.wait_readable(source)
+                    await self._readable()
                     continue
                 if not inside:
                     return
