@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import threading
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -414,7 +415,9 @@ class OciDriver:
             with open_path(str(stage.rootfs)) as mounted:
                 new_root = linux.clone_mount(mounted)
             try:
-                swap_root(sandbox.init, new_root)
+                old_root = swap_root(sandbox.init, new_root)
+                # The close frees what the kernel keeps of each file: the checkpoint need not wait for that.
+                threading.Thread(target=os.close, args=(old_root,), daemon=True).start()
             finally:
                 os.close(new_root)
         finally:

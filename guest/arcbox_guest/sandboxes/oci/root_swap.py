@@ -15,7 +15,7 @@ from arcbox_guest.sandboxes.oci.root_files import open_path
 _NO_LINK: Final = os.O_PATH | os.O_NOFOLLOW
 
 
-def swap_root(init: int, new_root: int) -> None:
+def swap_root(init: int, new_root: int) -> int:
     """Replace the root mount of a sandbox's mount namespace. Blocks, for a millisecond.
 
     pivot_root(2) moves the root and working directory of every process there that stands in the old root. Whatever
@@ -25,12 +25,15 @@ def swap_root(init: int, new_root: int) -> None:
         init: a process in the namespace; as the caller's /proc has it.
         new_root: a mount that hangs nowhere, which has the mount points that the old root has.
 
+    Returns:
+        The old root, mounted nowhere any more. Closing it ends its file system: some 0.1 s after 10,000 files.
+
     Raises:
         OSError: it can't be done; everything is as before.
     """
     mount_points = _below_root(f"/proc/{init}/mountinfo")
     namespace = os.open(f"/proc/{init}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    results: list[outcome.Maybe[None]] = []
+    results: list[outcome.Maybe[int]] = []
     try:
         # A thread of its own, which ends with it: it can't come back from there.
         def swap() -> None:
@@ -41,10 +44,10 @@ def swap_root(init: int, new_root: int) -> None:
         thread.join()
     finally:
         os.close(namespace)
-    results[0].unwrap()
+    return results[0].unwrap()
 
 
-def _swap(namespace: int, new_root: int, mount_points: list[str]) -> None:
+def _swap(namespace: int, new_root: int, mount_points: list[str]) -> int:
     linux.unshare(linux.CLONE_FS)
     linux.setns(namespace, linux.CLONE_NEWNS)  # from here on `/` is the sandbox's
     with open_path("/") as old_root:
@@ -65,6 +68,7 @@ def _swap(namespace: int, new_root: int, mount_points: list[str]) -> None:
             linux.unmount(".", linux.MNT_DETACH)
             raise
         linux.unmount(".", linux.MNT_DETACH)  # the old root, which the call has put over the new one: pivot_root(2)
+        return os.dup(old_root)
 
 
 def _below_root(mountinfo: str) -> list[str]:
