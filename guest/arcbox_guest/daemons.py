@@ -299,7 +299,8 @@ class Daemon:
                 lines = await self._in_thread(process.last_lines)
                 reason = f"did not answer within {self.spec.start_timeout:g} s; its log ends with: {lines}"
             await self._kill(process)
-        reason = reason or await self._in_thread(process.describe_end)
+        how = await self._in_thread(process.describe_end)  # which reaps it: a zombie would hold dockerd's pid file
+        reason = reason or how
         if self._fault:
             reason, self._fault = f"{self._fault}, and {reason}", ""
         process.pidfd.close()

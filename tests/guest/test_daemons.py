@@ -129,6 +129,10 @@ async def test_one_that_does_not_answer_in_time_is_ended(spec: DaemonSpec, tmp_p
         with pytest.raises(UnavailableError, match=r"did not answer within 0\.5 s"):
             await daemon.start()
         assert daemon.pid is None
+        identity = Identity.read(spec.pid_file)
+        assert identity is not None
+        with pytest.raises(ProcessLookupError):  # nor is it a zombie
+            os.kill(identity.pid, 0)
 
 
 async def test_one_that_says_that_it_is_ready_is_not_probed_any_more(spec: DaemonSpec, tmp_path: Path) -> None:
