@@ -28,6 +28,7 @@ from contextlib import suppress
 from typing import Final
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
+_prctl = ctypes.CDLL(None).prctl  # found here: what a parent looks for is looked for by each of them
 _PACKET: Final = 64 * 1024
 """Bytes of a packet, at most."""
 
@@ -61,7 +62,7 @@ def _be_parent(procs: int, gate: socket.socket) -> None:
     try:
         os.setsid()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         os.write(procs, b"0")
         os.close(procs)
         _be_protected_no_more()
