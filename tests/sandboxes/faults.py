@@ -80,6 +80,15 @@ class Faults:
                 await self.end()
         assert "Traceback" not in self.machine.log, self.machine.log
 
+    @asynccontextmanager
+    async def next_agent(self) -> AsyncIterator[AgentClient]:
+        """Another agent in place of the one that is there, which does all for the first time; and a client of it."""
+        await self.end()
+        await self.begin()
+        async with self.connected() as client:
+            await client.sandbox_list()
+            yield client
+
     async def begin(self) -> None:
         """Start an agent: there is none."""
         log, address = self._path("agent.log"), f"unix:{self._path('agent.sock')}"
