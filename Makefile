@@ -33,7 +33,7 @@ test: bytecode ## all tests: make test ARGS="-k frames"
 	@$(BIN)/pytest --numprocesses 3 $(ARGS)
 
 test-vm: bytecode ## boots the guest image and tests in it: make test-vm ARGS="-k watchdog"
-	@tools/debian-packages $(IMAGE_TOOLS) $(VM_TOOLS)
+	@tools/debian-packages $(IMAGE_TOOLS) $(VM_TOOLS) busybox=busybox-static docker=docker.io
 	@$(BIN)/pytest -m vm --timeout 1800 tests/vm $(ARGS)
 
 test-kubernetes: bytecode ## starts a real Kubernetes, which it builds, on a node made of namespaces (root)

@@ -1,6 +1,7 @@
 """`python -m tools.vm figures`: how fast the agent is in a guest. Times are of an emulated processor: ratios mean more.
 
-The figures that the agent is compared with come from the same guest: qemu-ga over virtio-serial, and a start by hand.
+The figures that the agent is compared with come from the same guest: qemu-ga over virtio-serial, a program of a few
+lines over the agent's own way, AF_VSOCK, as the floor, and a start by hand.
 """
 
 from __future__ import annotations
@@ -31,6 +32,18 @@ _READS: Final = 10
 _RESTARTS: Final = 5
 _FILE: Final = "/run/figures"
 _FILE_SIZE: Final = 4 * 1024 * 1024
+_FLOOR_PORT: Final = 1022
+_FLOOR: Final = f"""
+import socket
+listening = socket.socket(socket.AF_VSOCK)
+listening.bind((socket.VMADDR_CID_ANY, {_FLOOR_PORT}))
+listening.listen()
+peer, _ = listening.accept()
+while asked := peer.recv(1):
+    peer.sendall(asked if asked == b"p" else open("{_FILE}", "rb").read())
+"""
+"""Answers a `p` with itself, anything else with the file."""
+
 _NO_SOCKET: Final = {"etc/systemd/system/arcbox-agent.socket": "/dev/null"}
 """Masks the unit: the agent then listens by itself."""
 
@@ -45,8 +58,8 @@ async def print_figures(directory: Path) -> None:
     await _print_start("unit with its socket", evolve(base, directory=_made(directory / "socket")))
     await _print_start("PID 1", evolve(base, directory=_made(directory / "pid1"), init="/usr/bin/arcbox-agent"))
     async with _with_qemu_ga(_made(directory / "qemu-ga")) as (vm, qemu_ga):
-        async with connect(vm.address, timeout=_PATIENCE) as agent:
-            await _print_requests(agent, qemu_ga)
+        async with connect(vm.address, timeout=_PATIENCE) as agent, await _floor(vm) as stream:
+            await _print_requests(agent, qemu_ga, _Floor(stream))
         await _print_restarts(vm)
 
 
@@ -62,20 +75,23 @@ async def _print_start(name: str, machine: Machine) -> None:
             print(f"  by the guest's clock: ExecStart at {started:.1f} s, READY=1 at {ready:.1f} s")
 
 
-async def _print_requests(agent: AgentClient, qemu_ga: _QemuGa) -> None:
+async def _print_requests(agent: AgentClient, qemu_ga: _QemuGa, floor: _Floor) -> None:
     async def ping() -> None:
         await agent.ping()
 
     async def read() -> None:
         assert len(await agent.mmap_read_file(_FILE)) == _FILE_SIZE
 
-    for what, rounds, ours, theirs in (
-        ("ping", _PINGS, ping, qemu_ga.ping),
-        (f"{_FILE_SIZE // 2**20} MiB of a file", _READS, read, qemu_ga.read),
+    for what, rounds, calls in (
+        ("ping", _PINGS, (ping, floor.ping, qemu_ga.ping)),
+        (f"{_FILE_SIZE // 2**20} MiB of a file", _READS, (read, floor.read, qemu_ga.read)),
     ):
-        taken = [(await _seconds(ours), await _seconds(theirs)) for _ in range(rounds)]
-        agents, others = (statistics.median(column) * 1e3 for column in zip(*taken, strict=True))
-        print(f"{what}: {agents:.2f} ms; qemu-ga {others:.2f} ms, {others / agents:.1f} times as long")
+        taken = [[await _seconds(call) for call in calls] for _ in range(rounds)]
+        ours, least, theirs = (statistics.median(column) * 1e3 for column in zip(*taken, strict=True))
+        print(
+            f"{what}: {ours:.2f} ms; the floor {least:.2f} ms, {least / ours:.2f} times that; "
+            f"qemu-ga {theirs:.2f} ms, {theirs / ours:.2f} times"
+        )
 
 
 async def _print_restarts(vm: Vm) -> None:
@@ -95,6 +111,35 @@ async def _print_restarts(vm: Vm) -> None:
         taken.append((await _seconds(start), await _seconds(kill)))
     by_hand, killed = (statistics.median(column) for column in zip(*taken, strict=True))
     print(f"start by hand: {by_hand:.1f} s to a pong; after kill -9: {killed:.1f} s, {killed / by_hand:.2f} times that")
+
+
+async def _floor(vm: Vm) -> trio.SocketStream:
+    """A connection to the floor's program, which is started."""
+    await vm.output("sh", "-c", 'setsid python3 -IS -c "$1" >/dev/null 2>&1 &', "sh", _FLOOR)
+    with trio.fail_after(_PATIENCE):
+        while True:
+            try:
+                return await vm.connect(_FLOOR_PORT)
+            except ConnectionRefusedError:
+                await trio.sleep(0.1)  # it does not listen yet: nothing tells when it does
+
+
+@frozen
+class _Floor:
+    """A client of the floor's program."""
+
+    _stream: trio.SocketStream
+
+    async def ping(self) -> None:
+        await self._ask(b"p", 1)
+
+    async def read(self) -> None:
+        await self._ask(b"r", _FILE_SIZE)
+
+    async def _ask(self, question: bytes, size: int) -> None:
+        await self._stream.send_all(question)
+        while size:
+            size -= len(await self._stream.receive_some(1 << 16))
 
 
 @asynccontextmanager

@@ -108,16 +108,26 @@ class Vm:
         assert done.status == 0, f"{argv} ended with {done.status}: {done.output}"
         return done.output
 
+    async def connect(self, port: int) -> trio.SocketStream:
+        """A connection to a port of the guest's.
+
+        Raises:
+            ConnectionRefusedError: nobody listens there.
+        """
+        stream = await trio.open_unix_socket(str(self._directory / "vsock"))
+        try:
+            await stream.send_all(b"CONNECT %d\n" % port)
+            await _await_line(stream)
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+        return stream
+
     async def _ask(self, port: int, request: bytes) -> bytes:
         """Send a line to a port of the guest's; returns all that is answered, nothing if nobody listens there."""
         received = b""
-        with suppress(trio.BrokenResourceError):
-            async with await trio.open_unix_socket(str(self._directory / "vsock")) as stream:
-                await stream.send_all(b"CONNECT %d\n" % port)
-                while not received.endswith(b"\n"):
-                    if not (byte := await stream.receive_some(1)):
-                        return b""
-                    received += byte
+        with suppress(trio.BrokenResourceError, ConnectionRefusedError):
+            async with await self.connect(port) as stream:
                 await stream.send_all(request)
                 received = b"".join([chunk async for chunk in stream])
         return received
@@ -158,6 +168,13 @@ async def running(machine: Machine) -> AsyncIterator[Vm]:
                         process.kill()
                         await process.wait()
                 nursery.cancel_scope.cancel()
+
+
+async def _await_line(stream: trio.SocketStream) -> None:
+    """Take one line off a stream, and no byte of what follows. Raises ConnectionRefusedError if it ends before."""
+    while (byte := await stream.receive_some(1)) != b"\n":
+        if not byte:
+            raise ConnectionRefusedError("nobody listens on that port of the guest")
 
 
 async def _make_disk(machine: Machine) -> None:
