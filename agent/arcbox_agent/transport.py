@@ -146,9 +146,10 @@ class SocketTransport:
 
     async def send_file(self, file: OpenFile) -> int:
         sent = sends = 0
+        copied = self._socket.family == socket.AF_VSOCK  # where Linux 6.1 makes a packet of each page of sendfile(2)
         while sent < file.length:
             try:
-                count = await file.send(self._descriptor, sent)
+                count = await file.send(self._descriptor, sent, copied=copied)
             except BlockingIOError:
                 await self._wait_writable()
                 continue

@@ -1,8 +1,8 @@
 """Files of the guest, made ready for the kernel to send.
 
 They are read through a shared mapping, which brings their pages into the page cache; from there the kernel sends them,
-uncopied. What may wait for storage happens in a thread. Only for what is in memory already, path, inode and pages, none
-is needed.
+uncopied where the socket can do that. What may wait for storage happens in a thread. Only for what is in memory
+already, path, inode and pages, none is needed.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ _THREADS: Final = 32
 _PIECE: Final = 1024 * 1024
 """Bytes that are sent at once: as much as a socket's buffer takes, and their pages are soon looked for."""
 
+_COPY: Final = 128 * 1024
+"""Bytes that are read and sent at once: half of what an AF_VSOCK peer takes, by default, before it has read."""
+
 _MOST_CACHED: Final = 4 * 1024 * 1024
 """Bytes that are worth asking for whether they are in memory: to ask for more takes longer than to use a thread."""
 
@@ -43,7 +46,7 @@ class FileRange:
     limiter: trio.CapacityLimiter | None = None
     """Of files that are sent from threads."""
 
-    async def send(self, socket: int, sent: int) -> int:
+    async def send(self, socket: int, sent: int, *, copied: bool = False) -> int:
         """Send some of what comes after the first `sent` bytes, with sendfile(2).
 
         The event loop waits for no storage: pages may have been evicted since they were read, and those that the kernel
@@ -52,6 +55,7 @@ class FileRange:
         Args:
             socket: a non-blocking one, connected.
             sent: bytes of this part.
+            copied: have them read and sent, for sockets to which sendfile(2) gives one page at a time.
 
         Returns:
             How many; 0 when there are no more, or they can't be read.
@@ -61,16 +65,19 @@ class FileRange:
         """
         offset, size = self.offset + sent, min(self.length - sent, _PIECE)
         if self._local and is_resident(self.descriptor, offset, size):
-            return _send(socket, self.descriptor, offset, size)
+            return _send(socket, self.descriptor, offset, size, copied=copied)
         part = FileRange(os.dup(self.descriptor), offset, size, local=self._local)
         return await trio.to_thread.run_sync(
-            part.send_and_close, _Descriptor(os.dup(socket)), limiter=self.limiter, abandon_on_cancel=True
+            partial(part.send_and_close, copied=copied),
+            _Descriptor(os.dup(socket)),
+            limiter=self.limiter,
+            abandon_on_cancel=True,
         )
 
-    def send_and_close(self, socket: _Descriptor) -> int:
+    def send_and_close(self, socket: _Descriptor, *, copied: bool) -> int:
         """Send it all, as far as the socket takes it. Waits for storage. The socket is a copy, which is closed, too."""
         try:
-            return _send(socket.number, self.descriptor, self.offset, self.length)
+            return _send(socket.number, self.descriptor, self.offset, self.length, copied=copied)
         finally:
             socket.close()
             descriptor, self.descriptor = self.descriptor, -1
@@ -196,8 +203,10 @@ def _encode(path: str) -> bytes:
     return encoded
 
 
-def _send(socket: int, file: int, offset: int, size: int) -> int:
+def _send(socket: int, file: int, offset: int, size: int, *, copied: bool) -> int:
     try:
+        if copied:
+            return os.write(socket, os.pread(file, min(size, _COPY), offset))
         return os.sendfile(socket, file, offset, size)
     except BlockingIOError:
         raise

@@ -47,8 +47,13 @@ class OpenFile(Protocol):
     def length(self) -> int:
         """Its bytes."""
 
-    async def send(self, socket: int, sent: int) -> int:
+    async def send(self, socket: int, sent: int, *, copied: bool = False) -> int:
         """Send some of what comes after the first `sent` bytes to a non-blocking socket; 0 when there is no more.
+
+        Args:
+            socket: its descriptor.
+            sent: bytes of this part.
+            copied: have them read and sent, where sendfile(2) is slower.
 
         Raises:
             BlockingIOError: the socket takes none now.

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from arcbox_guest.cached_files import CachedFiles
-from arcbox_guest.files import open_range
+from arcbox_guest.files import FileRange, open_range
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -239,7 +239,7 @@ def test_a_path_is_utf_8_whatever_the_locale_says(tmp_path: Path) -> None:
     script = """if True:
         import sys
         from arcbox_guest.cached_files import CachedFiles
-        from arcbox_guest.files import open_range
+        from arcbox_guest.files import FileRange, open_range
         print(open_range(eval(sys.argv[1]), 0, 9, CachedFiles()).length)"""
     old_locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     command = [sys.executable, "-c", script, ascii(str(path))]
@@ -270,6 +270,25 @@ def test_closing_again_does_nothing_to_whoever_has_the_number_now(file: Path) ->
         assert other.fileno() == number
         opened.close()
         assert other.read() == CONTENT
+
+
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize("local", [True, False])
+async def test_a_range_is_sent_as_the_socket_takes_it_copied_or_not(
+    tmp_path: Path, *, copied: bool, local: bool
+) -> None:
+    data = os.urandom(1_000_000)
+    path = tmp_path / "sent"
+    path.write_bytes(b"before" + data + b"behind")
+    ours, theirs = socket.socketpair()
+    with ours, theirs, closing(FileRange(os.open(path, os.O_RDONLY), 6, len(data), local=local)) as part:
+        ours.setblocking(False)
+        received = b""
+        while len(received) < len(data):
+            count = await part.send(ours.fileno(), len(received), copied=copied)
+            received += theirs.recv(count, socket.MSG_WAITALL)
+        assert received == data
+        assert await part.send(ours.fileno(), len(data), copied=copied) == 0
 
 
 def test_a_range_that_nobody_took_is_closed(file: Path) -> None:
