@@ -664,13 +664,14 @@ class SandboxManager:
         """Have a snapshot with many layers have few. It is there with those or with these, whenever the agent ends."""
         try:
             layers = await self._driver.flatten(snapshot.spec.layers)
-            if layers != snapshot.spec.layers:
-                await self.snapshots.replace_layers(snapshot.id, layers)
-                await self._remove_unused_layers()
+            if layers == snapshot.spec.layers:
+                return
+            await self.snapshots.replace_layers(snapshot.id, layers)
         except GuestError as error:
             log.warning("layers of a snapshot not merged", extra={"snapshot": snapshot.id, "reason": str(error)})
         except Exception:
             log.exception("layers of a snapshot not merged", extra={"snapshot": snapshot.id})
+        await self._remove_unused_layers()  # the old ones; or the new one, when the snapshot was deleted meanwhile
 
     async def _sweep_network(self) -> None:
         if self._network is not None:
