@@ -13,7 +13,6 @@ import trio
 from arcbox_guest.sandboxes.busybox import build
 from arcbox_protocol import arcbox_v1
 from tests.vm.conftest import Disk, Guest
-from tests.vm.test_unit import CONNECTING
 from tools.vm.image import image
 from tools.vm.qemu import Machine
 
@@ -24,6 +23,20 @@ WITHOUT_UNITS: Final = {
     f"etc/systemd/system/{unit}": "/dev/null" for unit in ("docker.service", "docker.socket", "containerd.service")
 }
 """Masks them: the daemons are the agent's to start."""
+
+CONNECTING: Final = """
+import socket
+for cid in (1, 2, 3):
+    for port in (1024, 2375, 16443):
+        try:
+            with socket.socket(socket.AF_VSOCK) as connected:
+                connected.settimeout(60)
+                connected.connect((cid, port))
+                print(connected.recv(1))
+        except ConnectionResetError:
+            print("reset")
+"""
+"""Docker lets containers have AF_VSOCK: whoever accepts such a connection has to close it at once."""
 
 PROGRAMS: Final = [f"--volume=/{name}:/{name}:ro" for name in ("usr", "lib", "lib64")]
 
@@ -41,7 +54,8 @@ async def test_the_agent_alone_gets_from_nothing_to_containers_that_can_not_reac
     with tarfile.open(tmp_path / "rootfs.tar", "w") as tar:
         tar.add(tmp_path / "rootfs", ".")
     disk = Disk(Machine(image=image("docker.io"), directory=tmp_path, memory_mib=1536))
-    async with disk.boot(inject=WITHOUT_UNITS) as guest:
+    # The kernel has AppArmor, without whose tools dockerd would start no container.
+    async with disk.boot(inject=WITHOUT_UNITS, parameters="apparmor=0") as guest:
         await guest.pong()
         assert await guest.shell("pgrep -x dockerd || pgrep -x containerd || echo none") == "none"
         with trio.fail_after(600):
@@ -53,8 +67,8 @@ async def test_the_agent_alone_gets_from_nothing_to_containers_that_can_not_reac
 
         await guest.shell("modprobe vsock_loopback")
         said = await guest.ctl(*docker, "run", "--rm", *PROGRAMS, "box", "/usr/bin/python3", "-c", CONNECTING)
-        assert len(said.splitlines()) == 3, said
-        assert "None" not in said
+        assert len(said.splitlines()) == 9, said
+        assert set(said.splitlines()) <= {"reset", "b''"}
         sockets = ("sh", "-c", "find / -xdev -type s 2>/dev/null; true")
         assert await guest.ctl(*docker, "run", "--rm", "box", *sockets) == ""
 
