@@ -141,6 +141,9 @@ class SandboxManager:
     _not_ours: UnavailableError | None = field(init=False, default=None)
     """What requests get while another agent has the data directory."""
 
+    _removing: trio.Lock = field(init=False, factory=trio.Lock)
+    """Held while layers that nobody uses are removed."""
+
     _loaded: Outcome = field(init=False, factory=Outcome)
     _swept: Outcome = field(init=False, factory=Outcome)
     """Settled when it is known what a former agent left on the machine."""
@@ -647,13 +650,14 @@ class SandboxManager:
             log.warning("address not kept", extra={"sandbox": sandbox.id, "reason": str(error)})
 
     async def _remove_unused_layers(self) -> None:
-        used = {layer for life in self._lives.values() for layer in life.sandbox.spec.layers}
-        try:
-            await self._driver.remove_unused(self.snapshots.layers() | used)
-        except GuestError as error:
-            log.warning("layers that nobody uses not removed", extra={"reason": str(error)})
-        except Exception:
-            log.exception("layers that nobody uses not removed")
+        async with self._removing:  # two at a time would each give up where the other was faster
+            used = {layer for life in self._lives.values() for layer in life.sandbox.spec.layers}
+            try:
+                await self._driver.remove_unused(self.snapshots.layers() | used)
+            except GuestError as error:
+                log.warning("layers that nobody uses not removed", extra={"reason": str(error)})
+            except Exception:
+                log.exception("layers that nobody uses not removed")
 
     def _soon(self, function: Callable[..., Awaitable[None]], *arguments: object) -> None:
         """Do in the background what the next agent does if this one ends."""

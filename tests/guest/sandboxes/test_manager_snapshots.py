@@ -26,6 +26,7 @@ async def snapshot_with_many_layers(agent: FakeAgent) -> Snapshot:
         snapshot = await agent.manager.checkpoint(f"box-{number}")
         await agent.manager.restore(snapshot.id, f"box-{number + 1}")
         await agent.manager.delete_snapshot(snapshot.id)
+        await wait_all_tasks_blocked()
     return await agent.manager.checkpoint(f"box-{MANY_LAYERS}")
 
 
@@ -62,15 +63,19 @@ async def test_a_snapshot_that_is_deleted_while_its_layers_are_merged_stays_dele
     assert agent.manager.snapshots.list() == []
 
 
-async def test_the_deletion_of_a_snapshot_does_not_wait_until_its_files_are_removed(
+async def test_deletions_of_snapshots_do_not_wait_for_the_removal_of_files_which_is_done_one_by_one(
     autojump_clock: MockClock, agent: FakeAgent
 ) -> None:
     await agent.create(Spec(id="box"))
-    snapshot = await agent.manager.checkpoint("box")
+    snapshots = [await agent.manager.checkpoint("box") for _ in range(3)]
     await agent.manager.remove("box", force=False)
     agent.driver.faults["remove_unused"] = answers = trio.Event()
-    await agent.manager.delete_snapshot(snapshot.id)
-    assert agent.driver.layers == set(snapshot.spec.layers)
+    before = agent.driver.calls.count(("remove_unused", ""))
+    for snapshot in snapshots:
+        await agent.manager.delete_snapshot(snapshot.id)
+    await wait_all_tasks_blocked()
+    assert len(agent.driver.layers) == 3
+    assert agent.driver.calls.count(("remove_unused", "")) == before + 1
     answers.set()
     await wait_all_tasks_blocked()
     assert agent.driver.layers == set()
