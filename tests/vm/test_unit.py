@@ -98,10 +98,10 @@ async def test_a_stuck_agent_is_restarted_by_the_watchdog(guest: Guest) -> None:
 
 async def test_a_mistake_in_the_settings_is_mended_without_a_restart_by_hand(guest: Guest) -> None:
     await guest.shell("echo 'listne = 1' >/etc/arcbox/agent.toml; systemctl restart --no-block arcbox-agent.service")
+    await guest.until("journalctl --unit arcbox-agent --grep listne --quiet")
     await guest.until('test "$(systemctl show --value --property NRestarts arcbox-agent.service)" -ge 1')
     # It would take minutes to see that systemd's limit of five starts does not hold.
     assert await guest.shell("systemctl show --value --property StartLimitIntervalUSec arcbox-agent.service") == "0"
-    await guest.shell("journalctl --unit arcbox-agent --grep listne --quiet")
     settings = (ROOT / "deploy" / "agent.toml").read_text()
     await guest.vm.output("sh", "-c", "cat >/etc/arcbox/agent.toml", input=settings)
     assert (await guest.pong()).version == __version__
