@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
     from arcbox_guest.sandboxes.detached import DetachedProcess, DetachedSpec
@@ -214,8 +214,12 @@ class Driver(Protocol):
             GuestError: it failed; the layers are not there any more, say.
         """
 
-    async def remove_unused(self, in_snapshots: Collection[str]) -> None:
+    async def remove_unused(self, used: Callable[[], Collection[str]]) -> None:
         """Remove what checkpoints have kept and no sandbox uses, but for what is named.
+
+        Args:
+            used: names it. It is asked when the driver knows what no sandbox uses: who asked before could miss a
+                snapshot whose sandbox has been removed since.
 
         Raises:
             GuestError: it failed.

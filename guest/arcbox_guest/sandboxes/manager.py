@@ -32,7 +32,7 @@ from arcbox_guest.sandboxes.snapshots import Snapshot, Snapshots
 from arcbox_guest.sandboxes.times import Times
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from arcbox_guest.images.store import ImageStore
@@ -140,6 +140,9 @@ class SandboxManager:
     _claiming: trio.Lock = field(init=False, factory=trio.Lock)
     _not_ours: UnavailableError | None = field(init=False, default=None)
     """What requests get while another agent has the data directory."""
+
+    _unrecorded: list[tuple[str, ...]] = field(init=False, factory=list)
+    """The layers of snapshots that are being written down."""
 
     _removing: trio.Lock = field(init=False, factory=trio.Lock)
     """Held while layers that nobody uses are removed."""
@@ -385,7 +388,11 @@ class SandboxManager:
             created_at=self._times.now(),
             spec=spec,
         )
-        await self.snapshots.add(snapshot)
+        self._unrecorded.append(layers)  # the sandbox may be removed meanwhile
+        try:
+            await self.snapshots.add(snapshot)
+        finally:
+            self._unrecorded.remove(layers)
         self._soon(self._flatten, snapshot)
         return snapshot
 
@@ -651,13 +658,16 @@ class SandboxManager:
 
     async def _remove_unused_layers(self) -> None:
         async with self._removing:  # two at a time would each give up where the other was faster
-            used = {layer for life in self._lives.values() for layer in life.sandbox.spec.layers}
             try:
-                await self._driver.remove_unused(self.snapshots.layers() | used)
+                await self._driver.remove_unused(self._used_layers)
             except GuestError as error:
                 log.warning("layers that nobody uses not removed", extra={"reason": str(error)})
             except Exception:
                 log.exception("layers that nobody uses not removed")
+
+    def _used_layers(self) -> Collection[str]:
+        of_sandboxes = (life.sandbox.spec.layers for life in self._lives.values())
+        return self.snapshots.layers().union(*of_sandboxes, *self._unrecorded)
 
     def _soon(self, function: Callable[..., Awaitable[None]], *arguments: object) -> None:
         """Do in the background what the next agent does if this one ends."""

@@ -107,9 +107,9 @@ class OnDemandDriver:
     async def flatten(self, layers: tuple[str, ...]) -> tuple[str, ...]:
         return await (await self._driver()).flatten(layers)
 
-    async def remove_unused(self, in_snapshots: Collection[str]) -> None:
+    async def remove_unused(self, used: Callable[[], Collection[str]]) -> None:
         if await trio.to_thread.run_sync(self._has_any, "layers", abandon_on_cancel=True):
-            await (await self._driver()).remove_unused(in_snapshots)
+            await (await self._driver()).remove_unused(used)
 
     async def listening(self, sandbox_id: str) -> set[int]:
         return await (await self._driver()).listening(sandbox_id)

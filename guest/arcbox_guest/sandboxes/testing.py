@@ -611,10 +611,10 @@ class FakeDriver:
         self.layers.add(merged)
         return (merged,)
 
-    async def remove_unused(self, in_snapshots: Collection[str]) -> None:
+    async def remove_unused(self, used: Callable[[], Collection[str]]) -> None:
         await self._begin("remove_unused", "")
-        used = {layer for sandbox in self.sandboxes.values() for layer in sandbox.spec.layers}
-        self.layers &= used | set(in_snapshots)
+        of_sandboxes = {layer for sandbox in self.sandboxes.values() for layer in sandbox.spec.layers}
+        self.layers &= of_sandboxes | set(used())
 
     async def listening(self, sandbox_id: str) -> set[int]:
         await self._begin("listening", sandbox_id)

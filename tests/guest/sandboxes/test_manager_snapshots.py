@@ -81,6 +81,22 @@ async def test_deletions_of_snapshots_do_not_wait_for_the_removal_of_files_which
     assert agent.driver.layers == set()
 
 
+async def test_a_snapshot_that_is_made_while_files_of_others_are_removed_keeps_its_own(
+    autojump_clock: MockClock, agent: FakeAgent
+) -> None:
+    await agent.create(Spec(id="box"))
+    old = await agent.manager.checkpoint("box")
+    agent.driver.faults["remove_unused"] = answers = trio.Event()
+    await agent.manager.delete_snapshot(old.id)
+    await wait_all_tasks_blocked()
+    new = await agent.manager.checkpoint("box")
+    await agent.manager.remove("box", force=False)
+    answers.set()
+    await wait_all_tasks_blocked()
+    assert agent.driver.layers == set(new.spec.layers)
+    await agent.manager.restore(new.id)
+
+
 @pytest.mark.parametrize("fault", [GuestError("no space left"), RuntimeError("bug")])
 async def test_a_snapshot_whose_layers_can_not_be_merged_keeps_them_and_what_was_made_is_removed(
     autojump_clock: MockClock, agent: FakeAgent, fault: Exception

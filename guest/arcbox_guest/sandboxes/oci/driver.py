@@ -288,9 +288,10 @@ class OciDriver:
         self._being_made.remove(name)
         return name
 
-    async def remove_unused(self, in_snapshots: Collection[str]) -> None:
+    async def remove_unused(self, used: Callable[[], Collection[str]]) -> None:
         with _translated("layers that nobody uses can't be removed"):
-            await self._in_thread(self._layers.remove_unused, frozenset(in_snapshots), self._being_made)
+            found, of_sandboxes = await self._in_thread(self._layers.look)
+            await self._in_thread(self._layers.remove, found, {*of_sandboxes, *self._being_made, *used()})
 
     async def listening(self, sandbox_id: str) -> set[int]:
         sandbox = self._find(sandbox_id)

@@ -77,18 +77,15 @@ class Layers:
             if not (self.directory / name / _FROZEN).exists():
                 remove_tree(self.directory / name)
 
-    def remove_unused(self, in_snapshots: Collection[str], being_made: Collection[str]) -> None:
-        """Remove the layers that neither a sandbox's directory names, nor the caller.
-
-        Args:
-            in_snapshots: those of snapshots.
-            being_made: those that `merge` makes. It may change meanwhile.
-        """
+    def look(self) -> tuple[set[str], set[str]]:
+        """The layers that there are, and those of them that directories of sandboxes name."""
         found = {entry.name for entry in _entries(self.directory)}  # before the names are read: new ones come later
-        used = {*being_made, *in_snapshots}
-        used |= {name for sandbox in _entries(self.sandboxes) for name in named_by(sandbox)}
-        used |= {self._merged(name) for name in used}
-        for name in found - used:
+        return found, {name for sandbox in _entries(self.sandboxes) for name in named_by(sandbox)}
+
+    def remove(self, found: Collection[str], used: Collection[str]) -> None:
+        """Remove those of some layers that are not used, nor merged layers of such as are."""
+        merged = {self._merged(name) for name in used}
+        for name in {*found} - {*used} - merged:
             remove_tree(self.directory / name)
 
     def merge(self, chain: Sequence[str], name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -122,12 +123,12 @@ async def test_a_checkpoint_survives_its_origin_and_is_gone_when_nobody_has_it(b
     layers = await world.driver.checkpoint("origin")
     await world.driver.destroy("origin")
     restored = await boxes("restored", layers=layers)
-    await world.driver.remove_unused([])
+    await world.driver.remove_unused(list)
     assert (await restored.sh("cat /tmp/x")).text == "x\n"
     await world.driver.destroy("restored")
-    await world.driver.remove_unused(layers)
+    await world.driver.remove_unused(lambda: layers)
     assert set(layers) == {path.name for path in (world.driver.data_dir / "layers").iterdir()}
-    await world.driver.remove_unused([])
+    await world.driver.remove_unused(list)
     assert list((world.driver.data_dir / "layers").iterdir()) == []
 
 
@@ -155,7 +156,7 @@ async def test_a_chain_that_gets_long_is_merged_into_one_layer(
         restored = await boxes("restored", rootfs=rich_rootfs, layers=layers)
         assert await listing(restored, links=False) == before
         await world.driver.destroy("restored")
-        await world.driver.remove_unused(layers)
+        await world.driver.remove_unused(partial(list, layers))
         assert await listing(box, links=False) == before
 
 
@@ -199,11 +200,11 @@ async def test_layers_that_are_being_merged_are_nobody_s_garbage_and_nobody_wait
     async with trio.open_nursery() as nursery:
         nursery.start_soon(flatten)
         await trio.to_thread.run_sync(begun.wait)
-        await world.driver.remove_unused(layers)
+        await world.driver.remove_unused(lambda: layers)
         await world.driver.checkpoint("box")
         go_on.set()
     await world.driver.destroy("box")
-    await world.driver.remove_unused(merged[0])
+    await world.driver.remove_unused(lambda: merged[0])
     restored = await boxes("restored", layers=merged[0])
     assert (await restored.sh("cat /tmp/log")).text == "0\n1\n"
     assert len(list((world.driver.data_dir / "layers").iterdir())) == 2
