@@ -49,7 +49,9 @@ def listen() -> socket.socket:
 
 
 def main() -> None:
-    """Serve for ever."""
+    """Serve for ever, in a process of its own."""
+    if os.fork():
+        return
     os.setsid()
     os.chdir("/")
     listening = listen()
