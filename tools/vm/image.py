@@ -30,7 +30,7 @@ ROOT: Final = Path(__file__).parents[2]
 _SUITE: Final = "bookworm"
 _PACKAGES: Final = (
     *("systemd", "systemd-sysv", "kmod", "mount", "procps", "iproute2", "python3", "libstdc++6"),
-    *("crun", "catatonit", "conmon", "busybox-static", "squashfs-tools", "nftables", "golang-github-containers-common"),
+    *("crun", "catatonit", "busybox-static", "squashfs-tools", "nftables", "golang-github-containers-common"),
 )
 _UNPACK_KERNEL: Final = (
     'cd "$1/tmp"'
