@@ -60,9 +60,7 @@ async def test_what_cgroups_have_a_part_in_holds_on_cgroup2_alone(guest: Guest) 
     await run_in(guest, *(f"tests/guest/sandboxes/{name}" for name in CHOSEN))
 
 
-@pytest.mark.skipif(
-    "ARCBOX_TEST_VM_CONTRACT" not in os.environ, reason="takes a quarter of an hour: ARCBOX_TEST_VM_CONTRACT=1"
-)
+@pytest.mark.skipif("ARCBOX_TEST_VM_CONTRACT" not in os.environ, reason="takes half an hour: ARCBOX_TEST_VM_CONTRACT=1")
 async def test_the_whole_contract_holds_on_cgroup2_alone(disk: Disk, tmp_path: Path) -> None:
     machine = evolve(
         disk.machine, image=image(*PACKAGES), directory=tmp_path, memory_mib=2048, shares={"checkout": ROOT}

@@ -263,8 +263,10 @@ class ContainerRuntime:
         """Not by SIGTERM: it would hardly end in an orderly way."""
         while True:
             await probe.next()
-            if probe.unanswered >= self.config.hung_after_probes:
+            # One that is starting has a deadline of its own; its socket may take connections long before it answers.
+            if daemon.status is DaemonStatus.READY and probe.unanswered >= self.config.hung_after_probes:
                 daemon.kill(f"did not answer {probe.unanswered} probes in a row")
+                probe.unanswered = 0
 
     async def _start(self) -> None:
         self._failure = ""

@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from arcbox_guest.daemons import DaemonStatus
+from arcbox_guest.daemons import Daemon, DaemonStatus
 from arcbox_guest.data_volume import DataVolume
 from arcbox_guest.runtime.probes import Liveness, Probe, ask_docker
 from arcbox_guest.runtime.runtime import ContainerRuntime, Phase, RuntimeConfig
@@ -96,3 +96,29 @@ async def test_a_daemon_with_a_full_backlog_is_there(
         assert await probe.probe() is Liveness.ACCEPTS
         probe.last = Liveness.ANSWERS
         assert await probe.probe() is Liveness.HUNG
+
+
+@pytest.mark.usefixtures("silent")
+@pytest.mark.parametrize(
+    ("status", "killed"), [(DaemonStatus.STARTING, 0), (DaemonStatus.STOPPING, 0), (DaemonStatus.READY, 3)]
+)
+async def test_only_a_daemon_that_was_ready_is_killed_for_silence_and_the_next_one_has_as_many_probes(
+    runtime: ContainerRuntime,
+    autojump_clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+    status: DaemonStatus,
+    killed: int,
+) -> None:
+    """A daemon that was just started may take connections long before it answers."""
+    kills: list[str] = []
+    monkeypatch.setattr(Daemon, "kill", lambda _daemon, fault: kills.append(fault))
+    probe = Probe(runtime.config.docker_socket, ask_docker)
+    probe.last = Liveness.ANSWERS
+    runtime.dockerd.status = status
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(runtime._kill_hung, runtime.dockerd, probe)
+        nursery.start_soon(probe.run)
+        probes = 3 * runtime.config.hung_after_probes
+        await trio.sleep(4 * probes + 1)  # each takes 2 s, and so does the time to the next
+        nursery.cancel_scope.cancel()
+    assert kills == ["did not answer 15 probes in a row"] * killed
